@@ -100,9 +100,9 @@ def read_stored(path: str | os.PathLike[str]) -> StoredVolume:
     """
     path = Path(path)
     with _reading(path):
-        image = nib.load(path)
-        stored = _three_dimensional(np.asanyarray(image.dataobj.get_unscaled()), path)  # type: ignore[attr-defined]
-        slope, intercept = image.dataobj.slope, image.dataobj.inter  # type: ignore[attr-defined]
+        image: Any = nib.load(path)
+        stored = _three_dimensional(np.asanyarray(image.dataobj.get_unscaled()), path)
+        slope, intercept = image.dataobj.slope, image.dataobj.inter
         if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
             raise BadData(path, "has a singular or non-finite affine", "Convert it again")
     return StoredVolume(stored, float(slope), float(intercept), image.affine, image.header)
@@ -256,6 +256,11 @@ def write_table(
     write_text(path, text.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n"))
     if columns_described is not None:
         write_json(Path(path).with_suffix(".json"), columns_described)
+
+
+def _plain_boolean(value: Any) -> Any:
+    """BIDS writes booleans in lower case."""
+    return str(bool(value)).lower() if isinstance(value, (bool, np.bool_)) else value
 
 
 def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
