@@ -1,0 +1,295 @@
+"""A small three-dimensional residual network that tells microbleeds from what looks like them.
+
+Residual learning after He et al. (CVPR 2016), in the role it has in Liu et al. (NeuroImage 2019,
+doi 10.1016/j.neuroimage.2019.05.046): susceptibility-weighted image and high-passed phase in,
+false positives out. Depth, width, input and training are this project's own. Three classes,
+because calcification is the mimic that only the sign of the phase can tell.
+
+Weights are safetensors files whose metadata hold all that is needed to use them; nothing is ever
+unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmb_bids.errors import BadData, InputMissing, UsageError
+from cmb_bids.patches import PatchGeometry
+
+CLASSES = ("microbleed", "calcification", "other")
+CONTRAST_ONLY = ("contrast",)
+CONTRAST_AND_PHASE = ("contrast", "highpass")
+SHIPPED = {CONTRAST_AND_PHASE: "microbleed-two-channel", CONTRAST_ONLY: "microbleed-one-channel"}
+PATCHES_PER_BATCH = 32
+FORMAT = "cmb-bids-resnet-1"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From scores to probabilities and calls.
+
+    ``probability = softmax(logits / temperature + bias)``; a candidate is a definite microbleed
+    from ``definite`` on, a possible one from ``possible`` on.
+    """
+
+    temperature: float = 1.0
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    definite: float = 0.5
+    possible: float = 0.25
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Everything about a network but its weights."""
+
+    channels: tuple[str, ...] = CONTRAST_AND_PHASE
+    widths: tuple[int, int, int] = (24, 48, 96)
+    geometry: PatchGeometry = field(default_factory=PatchGeometry)
+    calibration: Calibration = field(default_factory=Calibration)
+    name: str = "untrained"
+    version: str = "0"
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a way round them.
+
+    The first has the given kernel and stride, the second is 3 x 3 x 3.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, kernel: tuple[int, int, int]):
+        super().__init__()
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        self.first = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.first_norm = nn.BatchNorm3d(outputs)
+        self.second = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm3d(outputs)
+        self.around: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.around = nn.Sequential(
+                nn.Conv3d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm3d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs, X, Y, Z) -> (n, outputs, X/stride, Y/stride, Z/stride)."""
+        y = functional.relu(self.first_norm(self.first(x)))
+        return functional.relu(self.second_norm(self.second(y)) + self.around(x))
+
+
+class MicrobleedNet(nn.Module):
+    """Residual network on patches, (n, channels, 32, 32, 12) -> logits (n, 3).
+
+    A stem that halves the in-plane grid (16 x 16 x 12, voxels then nearly cubic), and three
+    residual stages (16 x 16 x 12, 8 x 8 x 6, 4 x 4 x 3). Pooled features alone would not know
+    whether a dark spot is the candidate or its neighbour, so the distance from the centre is
+    given as a channel, and the centre's features are handed on beside the mean.
+    """
+
+    centre: Tensor
+
+    def __init__(self, description: ModelDescription | None = None):
+        super().__init__()
+        self.description = description or ModelDescription()
+        narrow, middle, wide = self.description.widths
+        self.register_buffer("centre", _centre_channel(self.description.geometry), False)
+        self.stem = nn.Sequential(
+            nn.Conv3d(len(self.description.channels) + 1, narrow, 3, (2, 2, 1), 1, bias=False),
+            nn.BatchNorm3d(narrow),
+            nn.ReLU(),
+        )
+        self.stages = nn.Sequential(
+            ResidualBlock(narrow, narrow, 1, (3, 3, 1)),
+            ResidualBlock(narrow, middle, 2, (3, 3, 3)),
+            ResidualBlock(middle, wide, 2, (3, 3, 3)),
+        )
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(2 * wide, len(CLASSES))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Logits (n, 3) of patches (n, channels, X, Y, Z)."""
+        centre = self.centre.expand(len(patches), -1, -1, -1, -1)
+        features = self.stages(self.stem(torch.cat([patches, centre], dim=1)))
+        middle = features[:, :, 1:-1, 1:-1, 1:-1].mean(dim=(2, 3, 4))
+        pooled = torch.cat([features.mean(dim=(2, 3, 4)), middle], dim=1)
+        return self.head(self.dropout(pooled))
+
+
+def _centre_channel(geometry: PatchGeometry) -> Tensor:
+    """(1, 1, X, Y, Z): a Gaussian of 4 mm around the patch's centre."""
+    squared = torch.zeros(geometry.shape)
+    for axis, (count, spacing) in enumerate(zip(geometry.shape, geometry.spacing_mm, strict=True)):
+        offset = (torch.arange(count) - (count - 1) / 2) * spacing
+        squared += offset.reshape([-1 if a == axis else 1 for a in range(3)]) ** 2
+    return torch.exp(-squared / (2 * 4.0**2))[None, None]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready for use, and where it comes from."""
+
+    network: MicrobleedNet
+    path: Path | None
+    sha256: str
+
+    @property
+    def description(self) -> ModelDescription:
+        """Channels, patch geometry, calibration, name and version."""
+        return self.network.description
+
+
+def shipped_path(channels: tuple[str, ...]) -> Path:
+    """The weights that come with the package for these channels."""
+    if channels not in SHIPPED:
+        raise UsageError(
+            "network.model",
+            f"no network is shipped for the channels {', '.join(channels)}",
+            f"Use one of: {'; '.join(', '.join(known) for known in SHIPPED)}",
+        )
+    return Path(str(files("cmb_bids") / "data" / "models" / f"{SHIPPED[channels]}.safetensors"))
+
+
+def load_model(
+    model: str | Path = "shipped", channels: tuple[str, ...] = CONTRAST_AND_PHASE
+) -> LoadedModel:
+    """Load weights.
+
+    Parameters
+    ----------
+    model : str or path
+        ``"shipped"``, a safetensors file that `save_model` wrote, or a directory that holds
+        both models under their shipped names.
+    channels : tuple of str
+        What the patches will hold: ``("contrast", "highpass")`` or ``("contrast",)``.
+
+    Returns
+    -------
+    LoadedModel
+        In evaluation mode.
+
+    Raises
+    ------
+    InputMissing
+        The file does not exist.
+    BadData
+        It is not such a file.
+    UsageError
+        It was trained on other channels.
+    """
+    path = shipped_path(channels) if str(model) == "shipped" else Path(model)
+    if path.is_dir() and channels in SHIPPED:
+        path = path / f"{SHIPPED[channels]}.safetensors"
+    if not path.is_file():
+        raise InputMissing(path, "there are no weights here", "Check network.model or reinstall")
+    try:
+        with safe_open(str(path), framework="pt") as weights:
+            metadata = weights.metadata() or {}
+            state = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
+        description = _description_from(metadata)
+        network = MicrobleedNet(description)
+        network.load_state_dict(state)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BadData(
+            path, f"is not a network of cmb-bids ({error})", "Train it with cmb-lab train"
+        ) from error
+    if description.channels != channels:
+        raise UsageError(
+            path,
+            f"was trained on {', '.join(description.channels)}, not on {', '.join(channels)}",
+            "Give a network for the images there are",
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return LoadedModel(network.eval(), path, digest)
+
+
+def _description_from(metadata: dict[str, str]) -> ModelDescription:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"format is {metadata.get('format')!r}, not {FORMAT!r}")
+    content = json.loads(metadata["description"])
+    geometry, calibration = content["geometry"], content["calibration"]
+    calibration["bias"] = tuple(calibration["bias"])
+    return ModelDescription(
+        channels=tuple(content["channels"]),
+        widths=tuple(content["widths"]),
+        geometry=PatchGeometry(tuple(geometry["shape"]), tuple(geometry["spacing_mm"])),
+        calibration=Calibration(**calibration),
+        name=content["name"],
+        version=content["version"],
+    )
+
+
+def save_model(network: MicrobleedNet, path: Path, provenance: dict[str, Any]) -> None:
+    """Write weights and description as safetensors.
+
+    Parameters
+    ----------
+    network : MicrobleedNet
+    path : path
+        Ends in ``.safetensors``.
+    provenance : dict
+        JSON-serialisable: seed, data, command.
+    """
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "description": json.dumps(asdict(network.description)),
+        "provenance": json.dumps(provenance),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    save_file(state, str(beside), metadata=metadata)
+    beside.replace(path)
+
+
+def predict_logits(network: MicrobleedNet, patches: np.ndarray) -> np.ndarray:
+    """Uncalibrated scores (n, 3) of patches (n, channels, X, Y, Z)."""
+    batches = range(0, len(patches), PATCHES_PER_BATCH)
+    device = network.centre.device
+    with torch.inference_mode():
+        logits = [
+            network(torch.from_numpy(patches[i : i + PATCHES_PER_BATCH]).float().to(device))
+            for i in batches
+        ]
+    return torch.cat(logits).cpu().numpy() if logits else np.zeros((0, len(CLASSES)), np.float32)
+
+
+def calibrate(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Probabilities (n, 3) from logits (n, 3)."""
+    scaled = np.asarray(logits, dtype=float) / calibration.temperature + calibration.bias
+    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
+    return scaled / scaled.sum(axis=1, keepdims=True)
+
+
+def predict(model: LoadedModel, patches: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """Calibrated probabilities of the three classes.
+
+    Parameters
+    ----------
+    model : LoadedModel
+    patches : (n, channels, X, Y, Z) float32 array
+        As `cmb_bids.patches.classifier_patches` cuts them with the model's geometry.
+    threads : int, optional
+        CPU threads to use; default: as many as torch is set to.
+
+    Returns
+    -------
+    (n, 3) float array
+        Microbleed, calcification, other; rows sum to one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        logits = predict_logits(model.network, np.ascontiguousarray(patches, dtype=np.float32))
+    finally:
+        torch.set_num_threads(before)
+    return calibrate(logits, model.description.calibration)

@@ -1,0 +1,299 @@
+"""Training: balanced batches, augmentation, a schedule, checkpoints that resume exactly.
+
+Every batch is drawn from a generator seeded by (seed, step), and the learning rate is a function
+of the step, so that an interrupted run resumed from its checkpoint ends as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cmb_bids.resnet import MicrobleedNet
+
+log = logging.getLogger(__name__)
+
+MARGIN_VOXELS = (2, 2, 1)  # stored around each patch, so that it can be shifted
+CLASS_SHARES = (0.30, 0.20, 0.50)  # of a batch; candidates are nine tenths 'other'
+STEPS_TIMED = 12  # enough to tell how many fit in a time budget
+WARMING_STEPS = 4  # not timed: the first allocate and plan
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to train."""
+
+    seed: int = 0
+    batch_size: int = 64
+    epochs: float | None = 12.0
+    time_budget_minutes: float | None = None
+    peak_learning_rate: float = 3e-3
+    weight_decay: float = 0.02
+    focal_gamma: float = 1.0
+    label_smoothing: float = 0.02
+    average_decay: float = 0.995
+    checkpoint_every: int = 200
+    device: str = "cpu"
+
+
+def sample_batch(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices (size,) with fixed shares of the classes; a class that is absent is left out."""
+    present = [c for c in range(len(CLASS_SHARES)) if (labels == c).any()]
+    shares = np.array([CLASS_SHARES[c] for c in present])
+    drawn = rng.choice(present, size=size, p=shares / shares.sum())
+    members = {c: np.flatnonzero(labels == c) for c in present}
+    return np.array([rng.choice(members[c]) for c in drawn])
+
+
+def augment(stored: Tensor, margin: tuple[int, int, int], rng: np.random.Generator) -> Tensor:
+    """Vary a batch as scans vary.
+
+    Shifts of up to the margin; flips along any axis and exchange of the in-plane axes (all leave a
+    dipole along the last axis a dipole); contrast, phase and noise jittered; the phase now and
+    then weakened, so that the network does not lean on it alone.
+
+    Parameters
+    ----------
+    stored : (n, channels, X + 2 mx, Y + 2 my, Z + 2 mz) tensor
+    margin : (mx, my, mz)
+    rng : Generator
+
+    Returns
+    -------
+    (n, channels, X, Y, Z) tensor
+    """
+    patches = torch.stack([_moved(patch, margin, rng) for patch in stored])
+    n, channels = patches.shape[:2]
+
+    def factors(low: float, high: float) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (n, 1, 1, 1)).astype(np.float32))
+
+    noise_rng = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    noise = torch.randn(patches.shape, generator=noise_rng)
+    contrast = patches[:, 0].clamp(min=0)
+    contrast = contrast ** factors(0.75, 1.3) * factors(0.88, 1.12)
+    patches[:, 0] = (contrast + noise[:, 0] * factors(0, 0.05) * (contrast > 0)).clamp(0, 3)
+    if channels > 1:
+        strength = factors(0.7, 1.3) * torch.where(factors(0, 1) < 0.05, 0.2, 1.0)
+        phase = patches[:, 1]
+        noisy = phase * strength + noise[:, 1] * factors(0, 0.08) * (phase != 0)
+        patches[:, 1] = noisy.clamp(-math.pi, math.pi)
+    return patches
+
+
+def _moved(patch: Tensor, margin: tuple[int, int, int], rng: np.random.Generator) -> Tensor:
+    """One stored patch (channels, ...) shifted within its margin, flipped, turned."""
+    starts = [int(rng.integers(0, 2 * m + 1)) for m in margin]
+    window = [
+        slice(start, start + size - 2 * m)
+        for start, size, m in zip(starts, patch.shape[1:], margin, strict=True)
+    ]
+    moved = patch[(slice(None), *window)]
+    flips = [axis + 1 for axis in range(3) if rng.random() < 0.5]
+    moved = torch.flip(moved, flips) if flips else moved
+    if rng.random() < 0.5 and moved.shape[1] == moved.shape[2]:
+        moved = moved.transpose(1, 2)
+    return moved
+
+
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float, smoothing: float) -> Tensor:
+    """Cross-entropy in which what is already right weighs less (Lin et al., ICCV 2017)."""
+    plain = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    with torch.no_grad():
+        right = torch.softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
+    return ((1 - right) ** gamma * plain).mean()
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Up for a tenth of the run, then down along a cosine to a hundredth of the peak."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))))
+
+
+@dataclass
+class Progress:
+    """A run's state: the network trained, its running average, the optimiser and the step."""
+
+    network: MicrobleedNet
+    average: MicrobleedNet
+    optimiser: torch.optim.AdamW
+    step: int = 0
+    steps: int = 0
+
+    @classmethod
+    def start(cls, network: MicrobleedNet, config: FitConfig) -> Progress:
+        """Begin from this network."""
+        network = network.to(config.device)
+        average = MicrobleedNet(network.description).to(config.device)
+        average.load_state_dict(network.state_dict())
+        optimiser = torch.optim.AdamW(
+            network.parameters(), lr=config.peak_learning_rate, weight_decay=config.weight_decay
+        )
+        return cls(network, average, optimiser)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint (safetensors: nothing to unpickle)."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
+        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        beside = path.with_name(f".{path.name}.partial")
+        save_file(
+            tensors,
+            str(beside),
+            metadata={"progress": json.dumps({"step": self.step, "steps": self.steps})},
+        )
+        beside.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        with safe_open(str(path), framework="pt") as file:
+            self.step, self.steps = json.loads(file.metadata()["progress"]).values()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
+        self.network.load_state_dict(part("network."))
+        self.average.load_state_dict(part("average."))
+        state = self.optimiser.state_dict()
+        for key, value in part("optimiser.").items():
+            index, name = key.split(".", 1)
+            state["state"].setdefault(int(index), {})[name] = value
+        self.optimiser.load_state_dict(state)
+
+
+def fit(
+    network: MicrobleedNet,
+    patches: np.ndarray,
+    labels: np.ndarray,
+    config: FitConfig,
+    checkpoint: Path | None = None,
+    report: Callable[[MicrobleedNet, int], None] | None = None,
+) -> tuple[MicrobleedNet, int]:
+    """Train a network.
+
+    Parameters
+    ----------
+    network : MicrobleedNet
+        Where to start from.
+    patches : (n, channels, X + 4, Y + 4, Z + 2) float16 or float32 array
+        Cut with the network's geometry and `MARGIN_VOXELS` around.
+    labels : (n,) integer array
+        0 microbleed, 1 calcification, 2 other; negative ones are not used.
+    config : FitConfig
+        An epoch is as many patches as ``labels`` has usable ones, divided by four: most are easy.
+        With a time budget, the number of steps is what fits in it, measured at the start; it is
+        returned, so that ``epochs`` can repeat the run exactly.
+    checkpoint : path, optional
+        Resumed from when it exists, and written to.
+    report : callable, optional
+        Called now and then with the averaged network and the step.
+
+    Returns
+    -------
+    MicrobleedNet
+        The running average of the weights, in evaluation mode.
+    int
+        The number of steps.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two classes are present.
+    """
+    usable = np.flatnonzero(labels >= 0)
+    if len(np.unique(labels[usable])) < 2:
+        raise ValueError("training needs candidates of at least two classes; simulate more cases")
+    progress = Progress.start(network, config)
+    if checkpoint is not None and checkpoint.is_file():
+        progress.resume(checkpoint)
+        log.info("resumed at step %d of %d", progress.step, progress.steps)
+    if not progress.steps:
+        progress.steps = _steps_to_take(network, patches, labels, config)
+    started = time.monotonic()
+    running = 0.0
+    while progress.step < progress.steps:
+        loss = _one_step(progress, patches, labels, config)
+        progress.step += 1
+        running = loss if progress.step == 1 else 0.98 * running + 0.02 * loss
+        if progress.step % 50 == 0:
+            minutes = (time.monotonic() - started) / 60
+            log.info(
+                "step %d/%d loss %.4f %.1f min", progress.step, progress.steps, running, minutes
+            )
+        if progress.step % config.checkpoint_every == 0 or progress.step == progress.steps:
+            if checkpoint is not None:
+                progress.save(checkpoint)
+            if report is not None:
+                report(progress.average.eval(), progress.step)
+    return progress.average.eval().cpu(), progress.steps
+
+
+def _steps_to_take(
+    network: MicrobleedNet, patches: np.ndarray, labels: np.ndarray, config: FitConfig
+) -> int:
+    """From the epochs, or from how many steps fit in the time budget."""
+    if config.time_budget_minutes is None:
+        epochs = 12.0 if config.epochs is None else config.epochs
+        return max(1, round(epochs * (labels >= 0).sum() / 4 / config.batch_size))
+    trial_network = MicrobleedNet(network.description)
+    trial_network.load_state_dict(network.state_dict())
+    trial = Progress.start(trial_network, config)
+    trial.steps = STEPS_TIMED + WARMING_STEPS
+    started = 0.0
+    for step in range(trial.steps):
+        if step == WARMING_STEPS:
+            started = time.monotonic()
+        _one_step(trial, patches, labels, config)
+        trial.step += 1
+    seconds = (time.monotonic() - started) / STEPS_TIMED
+    return max(10, int(config.time_budget_minutes * 60 / seconds))
+
+
+def _one_step(
+    progress: Progress, patches: np.ndarray, labels: np.ndarray, config: FitConfig
+) -> float:
+    """Draw a batch, augment it, descend; returns the loss."""
+    rng = np.random.default_rng([config.seed, progress.step])
+    torch.manual_seed(int(rng.integers(2**31)))  # dropout
+    chosen = sample_batch(labels, config.batch_size, rng)
+    stored = torch.from_numpy(patches[chosen].astype(np.float32))
+    batch = augment(stored, MARGIN_VOXELS, rng).to(config.device)
+    target = torch.from_numpy(labels[chosen].astype(np.int64)).to(config.device)
+    network, optimiser = progress.network.train(), progress.optimiser
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(progress.step, progress.steps, config.peak_learning_rate)
+    optimiser.zero_grad(set_to_none=True)
+    loss = focal_loss(network(batch), target, config.focal_gamma, config.label_smoothing)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+    optimiser.step()
+    _update_average(progress, config.average_decay)
+    return float(loss.detach())
+
+
+def _update_average(progress: Progress, decay: float) -> None:
+    """Move the running average towards the network; faster while it is young."""
+    decay = min(decay, (1 + progress.step) / (10 + progress.step))
+    with torch.no_grad():
+        new = progress.network.state_dict()
+        for key, value in progress.average.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(new[key], 1 - decay)
+            else:
+                value.copy_(new[key])

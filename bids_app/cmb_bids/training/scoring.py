@@ -1,0 +1,204 @@
+"""Calibration on the validation cases, and what the network is worth on the test cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+from cmb_bids.resnet import Calibration, calibrate
+from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, ranked_hits
+
+FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FROC is read
+CALIBRATION_BINS = 10
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """Candidates of one held-out case with what the network said, and its lesions.
+
+    ``points_mm`` (n, 3); ``labels`` (n,); ``probabilities`` (n, 3) or any (n,) score in column 0;
+    ``microbleeds_mm`` (m, 3) and ``calcifications_mm`` (c, 3) of the truth.
+    """
+
+    protocol: str
+    points_mm: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    microbleeds_mm: np.ndarray
+    calcifications_mm: np.ndarray
+
+
+def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    """Temperature and class offsets that make the probabilities those of the validation cases.
+
+    Training shows the classes in other shares than the pipeline meets them, hence the offsets
+    beside the temperature (Guo et al., ICML 2017).
+
+    Parameters
+    ----------
+    logits : (n, 3) array
+    labels : (n,) array
+        Negative ones are not used.
+    """
+    used = labels >= 0
+    logits, target = logits[used].astype(float), labels[used].astype(int)
+
+    def loss(parameters: np.ndarray) -> float:
+        calibration = Calibration(float(np.exp(parameters[0])), (*parameters[1:], 0.0))
+        chosen = calibrate(logits, calibration)[np.arange(len(target)), target]
+        ridge = 1e-3 * float((parameters**2).sum())
+        return float(-np.log(np.maximum(chosen, 1e-12)).mean()) + ridge / max(len(target), 1)
+
+    best = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"maxiter": 600}).x
+    return Calibration(round(float(np.exp(best[0])), 4), (*np.round(best[1:], 4).tolist(), 0.0))
+
+
+def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Scores and hits of all candidates of all cases, and the number of microbleeds."""
+    scores = [case.probabilities[:, MICROBLEED] for case in cases]
+    hits = [
+        ranked_hits(case.points_mm, score, case.microbleeds_mm)
+        for case, score in zip(cases, scores, strict=True)
+    ]
+    lesions = sum(len(case.microbleeds_mm) for case in cases)
+    return np.concatenate(scores), np.concatenate(hits), lesions
+
+
+def choose_thresholds(cases: Sequence[ScoredCase]) -> tuple[float, float]:
+    """Definite and possible thresholds.
+
+    Definite is where F1 is highest; possible, where F2 is (misses weigh more), but lower by at
+    least a third, so that there is room between the two.
+    """
+    scores, hits, lesions = pooled_hits(cases)
+    grid = np.round(np.arange(0.02, 0.96, 0.01), 2)
+
+    def f_beta(threshold: float, beta: float) -> float:
+        called = scores >= threshold
+        true = (hits & called).sum()
+        weight = beta**2
+        below = weight * lesions + called.sum()
+        return float((1 + weight) * true / below) if below else 0.0
+
+    definite = float(grid[np.argmax([f_beta(t, 1.0) for t in grid])])
+    possible = float(grid[np.argmax([f_beta(t, 2.0) for t in grid])])
+    definite = max(definite, 0.2)
+    return definite, round(max(0.02, min(possible, definite * 2 / 3)), 2)
+
+
+def detection_metrics(cases: Sequence[ScoredCase], threshold: float) -> dict[str, Any]:
+    """Sensitivity, precision, F1 and false positives of calls at a threshold.
+
+    Lesions without a candidate count as missed; a second call on one lesion counts as false.
+    """
+    scores, hits, lesions = pooled_hits(cases)
+    called = scores >= threshold
+    true, false = int((hits & called).sum()), int((~hits & called).sum())
+    sensitivity = true / lesions if lesions else None
+    precision = true / (true + false) if true + false else None
+    free = [case for case in cases if not len(case.microbleeds_mm)]
+    false_free = sum(int((case.probabilities[:, MICROBLEED] >= threshold).sum()) for case in free)
+    return {
+        "cases": len(cases),
+        "microbleeds": lesions,
+        "threshold": threshold,
+        "sensitivity": _rounded(sensitivity),
+        "precision": _rounded(precision),
+        "f1": _rounded(2 * true / (lesions + true + false) if lesions + true + false else None),
+        "false_positives_per_case": _rounded(false / len(cases) if cases else None),
+        "cases_without_microbleeds": len(free),
+        "false_positives_per_case_without_microbleeds": _rounded(
+            false_free / len(free) if free else None
+        ),
+        "calcifications_called_microbleed": _rounded(_calcifications_called(cases, threshold)),
+    }
+
+
+def _calcifications_called(cases: Sequence[ScoredCase], threshold: float) -> float | None:
+    """Share of the calcification candidates that were called microbleeds."""
+    called = [
+        case.probabilities[case.labels == CALCIFICATION, MICROBLEED] >= threshold for case in cases
+    ]
+    pooled = np.concatenate(called) if called else np.zeros(0)
+    return float(pooled.mean()) if pooled.size else None
+
+
+def froc(cases: Sequence[ScoredCase]) -> dict[str, float | None]:
+    """Sensitivity at fixed false positives per case (interpolated downwards)."""
+    scores, hits, lesions = pooled_hits(cases)
+    if not lesions:
+        return {f"{rate:g}": None for rate in FALSE_POSITIVE_RATES}
+    order = np.argsort(-scores, kind="stable")
+    true, false = np.cumsum(hits[order]), np.cumsum(~hits[order])
+    return {
+        f"{rate:g}": _rounded(float(true[false <= rate * len(cases)].max(initial=0)) / lesions)
+        for rate in FALSE_POSITIVE_RATES
+    }
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """Expected calibration error of the microbleed probability (equal-count bins).
+
+    Most candidates are certain non-lesions, so that bins of equal width would be empty but one.
+    """
+    used = labels >= 0
+    probability, truth = probabilities[used, MICROBLEED], labels[used] == MICROBLEED
+    if not used.any():
+        return None
+    order = np.argsort(probability, kind="stable")
+    bins = np.array_split(order, min(CALIBRATION_BINS, len(order)))
+    gaps = [abs(probability[b].mean() - truth[b].mean()) * len(b) for b in bins]
+    return float(sum(gaps) / len(order))
+
+
+def candidate_recall(cases: Sequence[ScoredCase]) -> float | None:
+    """Share of the microbleeds with a candidate within 5 mm: what no network can exceed."""
+    _, hits, lesions = pooled_hits(cases)
+    return float(hits.sum() / lesions) if lesions else None
+
+
+def evaluate_cases(cases: Sequence[ScoredCase], definite: float, possible: float) -> dict[str, Any]:
+    """All metrics of a model on held-out cases, over all and by protocol."""
+    probabilities = np.concatenate([case.probabilities for case in cases])
+    labels = np.concatenate([case.labels for case in cases])
+    protocols = sorted({case.protocol for case in cases})
+    return {
+        "definite": detection_metrics(cases, definite),
+        "possible_and_definite": detection_metrics(cases, possible),
+        "froc_sensitivity_at_false_positives_per_case": froc(cases),
+        "expected_calibration_error": _rounded(calibration_error(probabilities, labels), 4),
+        "candidate_recall": _rounded(candidate_recall(cases)),
+        "candidates_per_case": _rounded(len(labels) / len(cases), 1),
+        "by_protocol": {
+            protocol: detection_metrics([c for c in cases if c.protocol == protocol], definite)
+            for protocol in protocols
+        },
+    }
+
+
+def evaluate_ranking(cases: Sequence[ScoredCase]) -> dict[str, Any]:
+    """What ranking the same candidates by a score alone reaches (best F1, chosen on these cases).
+
+    The threshold is chosen on the very cases it is judged by: that flatters the ranking, not the
+    network it is compared with.
+    """
+    scores, hits, lesions = pooled_hits(cases)
+    order = np.argsort(-scores, kind="stable")
+    true, calls = np.cumsum(hits[order]), np.arange(1, len(order) + 1)
+    best = int(np.argmax(2 * true / (lesions + calls))) if len(order) else 0
+    return {
+        "best_f1": _rounded(
+            float(2 * true[best] / (lesions + calls[best])) if len(order) else None
+        ),
+        "sensitivity_there": _rounded(float(true[best] / lesions) if lesions else None),
+        "precision_there": _rounded(float(true[best] / calls[best]) if len(order) else None),
+        "froc_sensitivity_at_false_positives_per_case": froc(cases),
+    }
+
+
+def _rounded(value: float | None, digits: int = 3) -> float | None:
+    return None if value is None else round(float(value), digits)

@@ -1,0 +1,192 @@
+"""Simulated cases kept on disk, one file each, so that a run can stop and go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+KINDS = ("complex", "magnitude")
+SPLIT_OF_TWENTY = ("train",) * 14 + ("validation",) * 3 + ("test",) * 3
+MODULES_BEHIND_DATA = (
+    "simulate",
+    "phase.py",
+    "phase_scaling.py",
+    "highpass.py",
+    "swi.py",
+    "brain.py",
+    "candidates.py",
+    "frst.py",
+    "patches.py",
+    "training/cases.py",
+    "training/labels.py",
+)
+SHARE_OF_FAILURES_BORNE = 0.05
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass
+class CandidateSet:
+    """Candidates of one scan as one of the two pipelines finds them.
+
+    ``patches`` (n, channels, X, Y, Z) float16 with margin, ``points_mm`` (n, 3), ``labels`` (n,),
+    ``scores`` (n,) of the symmetry transform.
+    """
+
+    patches: np.ndarray
+    points_mm: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass
+class Case:
+    """One simulated scan: its recipe, its lesions and its candidates."""
+
+    index: int
+    recipe: dict[str, Any]
+    truth: list[dict[str, Any]]
+    candidates: dict[str, CandidateSet]
+
+    @property
+    def split(self) -> str:
+        """``train``, ``validation`` or ``test``; each case is a participant of its own."""
+        return SPLIT_OF_TWENTY[self.index % len(SPLIT_OF_TWENTY)]
+
+    def lesions_mm(self, name: str) -> np.ndarray:
+        """Positions (n, 3) of the simulated lesions of this name."""
+        rows = [[row["x"], row["y"], row["z"]] for row in self.truth if row["name"] == name]
+        return np.array(rows, dtype=float).reshape(-1, 3)
+
+
+def save_case(case: Case, path: Path) -> None:
+    """Write a case as npz (arrays and JSON, nothing pickled), whole or not at all."""
+    arrays: dict[str, np.ndarray] = {}
+    for kind, found in case.candidates.items():
+        arrays |= {f"{kind}_{name}": value for name, value in vars(found).items()}
+    description = {"index": case.index, "recipe": case.recipe, "truth": case.truth}
+    arrays["description"] = np.frombuffer(json.dumps(description).encode(), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial.npz")
+    np.savez(beside, **arrays)  # type: ignore[arg-type]
+    beside.replace(path)
+
+
+def load_case(path: Path, kinds: Sequence[str] = KINDS, patches: bool = True) -> Case:
+    """Read a case; ``patches=False`` leaves the large arrays out."""
+    with np.load(path, allow_pickle=False) as arrays:
+        description = json.loads(arrays["description"].tobytes())
+        nothing = np.zeros((0,), np.float16)
+        candidates = {
+            kind: CandidateSet(
+                arrays[f"{kind}_patches"] if patches else nothing,
+                arrays[f"{kind}_points_mm"],
+                arrays[f"{kind}_labels"],
+                arrays[f"{kind}_scores"],
+            )
+            for kind in kinds
+        }
+    return Case(description["index"], description["recipe"], description["truth"], candidates)
+
+
+def data_key(settings: dict[str, Any]) -> str:
+    """Fingerprint of all that decides what a case holds: settings and the code behind it."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    root = Path(str(files("cmb_bids")))
+    for name in MODULES_BEHIND_DATA:
+        path = root / name
+        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(source.read_bytes() if source.is_file() else b"")
+    return digest.hexdigest()[:12]
+
+
+def case_path(directory: Path, index: int) -> Path:
+    """Where the case of this number lies."""
+    return directory / f"case-{index:05d}.npz"
+
+
+def generate(directory: Path, cases: int, settings: dict[str, Any], workers: int) -> list[Path]:
+    """Make the cases that are missing.
+
+    Parameters
+    ----------
+    directory : path
+    cases : int
+        Numbers 0 to ``cases`` - 1.
+    settings : dict
+        Of `cmb_bids.training.cases.make_case`.
+    workers : int
+        Processes, one thread each.
+
+    Returns
+    -------
+    list of path
+        All cases there are, in order.
+
+    Raises
+    ------
+    RuntimeError
+        More than one in twenty failed: something is wrong beyond bad luck.
+    """
+    missing = [i for i in range(cases) if not case_path(directory, i).is_file()]
+    log.info("%d of %d cases to make in %s", len(missing), cases, directory)
+    failed = _make_all(directory, missing, settings, workers) if missing else 0
+    if failed > max(1, SHARE_OF_FAILURES_BORNE * cases):
+        raise RuntimeError(f"{failed} of {len(missing)} cases failed; see the messages above")
+    return [case_path(directory, i) for i in range(cases) if case_path(directory, i).is_file()]
+
+
+def _make_all(directory: Path, missing: list[int], settings: dict[str, Any], workers: int) -> int:
+    failed = 0
+    context = multiprocessing.get_context("spawn")
+    # Libraries read these when they load, in workers before any of our code: so set them here.
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+        jobs = {pool.submit(_make_one, directory, i, settings): i for i in missing}
+        for done, job in enumerate(as_completed(jobs), start=1):
+            error = job.exception()
+            if error is not None:
+                failed += 1
+                log.warning("case %d failed: %s: %s", jobs[job], type(error).__name__, error)
+            if done % 10 == 0 or done == len(jobs):
+                log.info("%d/%d cases", done, len(jobs))
+    return failed
+
+
+def _one_thread() -> None:
+    """Workers share the machine among themselves; libraries must not do so again."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _make_one(directory: Path, index: int, settings: dict[str, Any]) -> None:
+    from cmb_bids.training.cases import make_case
+
+    save_case(make_case(index, **settings), case_path(directory, index))
+
+
+def load_split(paths: Sequence[Path], split: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Patches (n, channels, ...) float16 and labels (n,) of all cases of a split."""
+    cases = [load_case(p, (kind,)) for p in paths if split_of(p) == split]
+    found = [case.candidates[kind] for case in cases if len(case.candidates[kind].labels)]
+    if not found:
+        return np.zeros((0, 1, 1, 1, 1), np.float16), np.zeros(0, np.int8)
+    return np.concatenate([f.patches for f in found]), np.concatenate([f.labels for f in found])
+
+
+def split_of(path: Path) -> str:
+    """The split of a case, from its file's name."""
+    return SPLIT_OF_TWENTY[int(path.stem.split("-")[1]) % len(SPLIT_OF_TWENTY)]

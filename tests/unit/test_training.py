@@ -1,0 +1,251 @@
+"""Training: labels by distance, honest scores, and a run that resumes to the same weights."""
+
+import argparse
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cmb_bids.errors import UsageError
+from cmb_bids.patches import PatchGeometry
+from cmb_bids.resnet import Calibration, MicrobleedNet, ModelDescription, calibrate, load_model
+from cmb_bids.training import cli
+from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, augment, fit, sample_batch
+from cmb_bids.training.labels import label_candidates, ranked_hits
+from cmb_bids.training.scoring import (
+    ScoredCase,
+    calibration_error,
+    choose_thresholds,
+    detection_metrics,
+    fit_calibration,
+    froc,
+)
+from cmb_bids.training.shards import CandidateSet, Case, load_case, save_case, split_of
+
+SMALL = PatchGeometry().with_margin(MARGIN_VOXELS).shape
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def truth_of(*rows):
+    return pd.DataFrame(rows, columns=["name", "x", "y", "z", "diameter_mm"])
+
+
+def test_labels_are_one_to_one():
+    truth = truth_of(
+        ("microbleed", 0, 0, 0, 3), ("calcification", 30, 0, 0, 3), ("vein", 60, 0, 0, 3)
+    )
+    points = [[1, 0, 0], [2.5, 0, 0], [30, 1, 0], [60, 0, 0], [4, 0, 0]]
+    np.testing.assert_array_equal(label_candidates(points, truth), [0, -1, 1, 2, 2])
+
+
+def test_large_lesions_reach_further_but_not_beyond_five_mm():
+    truth = truth_of(("microbleed", 0, 0, 0, 6), ("microbleed", 50, 0, 0, 20))
+    np.testing.assert_array_equal(
+        label_candidates([[4.4, 0, 0], [55.5, 0, 0], [54.5, 0, 0]], truth), [0, 2, 0]
+    )
+
+
+def test_no_candidates_or_no_lesions():
+    assert label_candidates(np.zeros((0, 3)), truth_of(("microbleed", 0, 0, 0, 3))).shape == (0,)
+    assert (label_candidates(np.zeros((2, 3)), truth_of()) == 2).all()
+    assert not ranked_hits(np.zeros((2, 3)), np.ones(2), np.zeros((0, 3))).any()
+
+
+def test_better_candidates_take_their_lesion_first():
+    points = np.array([[0.0, 0, 0], [1, 0, 0], [20, 0, 0]])
+    hits = ranked_hits(points, np.array([0.2, 0.9, 0.5]), np.array([[0.0, 0, 0]]))
+    np.testing.assert_array_equal(hits, [False, True, False])
+
+
+def scored(probabilities, labels, protocol="ukb"):
+    """A case whose candidates lie 20 mm apart, a lesion under each that is labelled one."""
+    labels = np.asarray(labels)
+    points = np.arange(len(labels))[:, None] * np.array([[20.0, 0, 0]])
+    p = np.asarray(probabilities, dtype=float)
+    table = np.stack([p, (1 - p) / 2, (1 - p) / 2], axis=1)
+    return ScoredCase(protocol, points, labels, table, points[labels == 0], points[labels == 1])
+
+
+def test_metrics_count_missed_lesions_and_false_calls():
+    case = scored([0.9, 0.3, 0.8, 0.1], [0, 0, 1, 2])
+    metrics = detection_metrics([case], 0.5)
+    assert metrics["sensitivity"] == 0.5
+    assert metrics["precision"] == 0.5
+    assert metrics["calcifications_called_microbleed"] == 1.0
+    free = scored([0.9, 0.1], [2, 2])
+    assert detection_metrics([free], 0.5)["false_positives_per_case_without_microbleeds"] == 1
+    assert detection_metrics([free], 0.5)["sensitivity"] is None
+
+
+def test_froc_never_counts_a_lesion_twice():
+    cases = [scored([0.9, 0.8, 0.7, 0.6], [0, 2, 0, 2]), scored([0.1], [2])]
+    curve = froc(cases)
+    assert curve["0.25"] == 0.5
+    assert curve["0.5"] == 1.0
+    assert curve["8"] == 1.0
+
+
+def test_calibration_recovers_temperature_and_prior():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(4000, 3)) * 2 + np.array([-1.0, -2.0, 1.0])
+    p = calibrate(true, Calibration())
+    labels = np.array([rng.choice(3, p=row) for row in p])
+    stated = (true - np.array([1.0, 0.5, 0.0])) * 3
+    fitted = fit_calibration(stated, labels)
+    assert fitted.temperature == pytest.approx(3, rel=0.15)
+    assert calibration_error(calibrate(stated, fitted), labels) < 0.02
+    assert calibration_error(calibrate(stated, Calibration()), labels) > 0.03
+
+
+def test_thresholds_are_ordered():
+    cases = [scored([0.95, 0.7, 0.5, 0.3, 0.05], [0, 0, 2, 0, 2])]
+    definite, possible = choose_thresholds(cases)
+    assert 0 < possible < definite < 1
+
+
+def test_batches_hold_fixed_shares():
+    labels = np.array([0] * 5 + [1] * 5 + [2] * 500 + [-1] * 50)
+    drawn = labels[sample_batch(labels, 2000, np.random.default_rng(0))]
+    assert (drawn >= 0).all()
+    assert (drawn == 0).mean() == pytest.approx(0.3, abs=0.05)
+
+
+def test_augmentation_keeps_the_lesion_central_and_the_sign_of_the_phase():
+    stored = torch.zeros(40, 2, *SMALL)
+    stored[:, 0] = 1.0
+    stored[:, 0, 16:20, 16:20, 6:8] = 0.1
+    stored[:, 1, 16:20, 16:20, 6:8] = 1.0
+    patches = augment(stored, MARGIN_VOXELS, np.random.default_rng(0))
+    assert patches.shape == (40, 2, *PatchGeometry().shape)
+    for patch in patches:
+        x, y, z = np.unravel_index(int(patch[0].argmin()), patch[0].shape)
+        assert abs(x - 15.5) <= 5
+        assert abs(y - 15.5) <= 5
+        assert abs(z - 5.5) <= 3
+    assert patches[:, 1].sum() > 0
+
+
+def toy_patches(n, channels, rng):
+    """Dark balls whose phase is positive (0), negative (1); dark lines (2)."""
+    labels = np.arange(n) % 3
+    patches = rng.normal(0, 0.05, (n, channels, *SMALL)).astype(np.float32)
+    patches[:, 0] += 1
+    x, y, z = (np.arange(s) - (s - 1) / 2 for s in SMALL)
+    ball = (x[:, None, None] ** 2 + y[:, None] ** 2 + (z * 2.7) ** 2) < 16
+    line = np.broadcast_to((x[:, None, None] ** 2 + y[:, None] ** 2) < 6, SMALL)
+    for patch, label in zip(patches, labels, strict=True):
+        patch[0][line if label == 2 else ball] = 0.2
+        if channels == 2:
+            patch[1][line if label == 2 else ball] = -0.8 if label == 1 else 0.8
+    return patches.astype(np.float16), labels.astype(np.int8)
+
+
+def small_network(channels=2, seed=0):
+    torch.manual_seed(seed)
+    names = ("contrast", "highpass")[:channels]
+    return MicrobleedNet(ModelDescription(channels=names, widths=(8, 8, 16), name="toy"))
+
+
+def test_it_learns_shape_and_sign_of_phase():
+    rng = np.random.default_rng(0)
+    patches, labels = toy_patches(90, 2, rng)
+    config = FitConfig(epochs=4 * 45 * 16 / 90, batch_size=16, average_decay=0.9)
+    network, steps = fit(small_network(), patches, labels, config)
+    assert steps == 45
+    fresh, expected = toy_patches(30, 2, np.random.default_rng(1))
+    inner = torch.from_numpy(fresh[:, :, 2:-2, 2:-2, 1:-1].astype(np.float32))
+    with torch.inference_mode():
+        found = network(inner).argmax(dim=1).numpy()
+    assert (found == expected).mean() > 0.9
+
+
+def test_resumed_run_ends_with_the_same_weights(tmp_path):
+    patches, labels = toy_patches(24, 1, np.random.default_rng(0))
+
+    class Stop(Exception):
+        pass
+
+    def stop(network, step):
+        if step == 2:
+            raise Stop
+
+    config = FitConfig(epochs=4 * 4 * 8 / 24, batch_size=8, checkpoint_every=2)
+    whole, steps = fit(small_network(1), patches, labels, config)
+    with pytest.raises(Stop):
+        fit(small_network(1), patches, labels, config, tmp_path / "run", stop)
+    resumed, _ = fit(small_network(1, seed=5), patches, labels, config, tmp_path / "run")
+    assert steps == 4
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(value, resumed.state_dict()[key])
+
+
+def test_one_class_cannot_be_trained():
+    with pytest.raises(ValueError, match="two classes"):
+        fit(small_network(), np.zeros((4, 2, *SMALL), np.float16), np.full(4, 2), FitConfig())
+
+
+def toy_case(index):
+    rng = np.random.default_rng(index)
+    points = np.arange(9)[:, None] * np.array([[20.0, 0, 0]])
+    sets = {}
+    for kind, channels in (("complex", 2), ("magnitude", 1)):
+        patches, labels = toy_patches(9, channels, rng)
+        sets[kind] = CandidateSet(patches, points, labels, rng.random(9).astype(np.float32))
+    truth = [
+        {"name": name, "x": 20.0 * i, "y": 0.0, "z": 0.0, "diameter_mm": 4.0}
+        for i, name in enumerate(["microbleed", "calcification", "vein"] * 3)
+    ]
+    return Case(index, {"protocol": "ukb"}, truth, sets)
+
+
+def test_cases_survive_the_disk(tmp_path):
+    case = toy_case(14)
+    save_case(case, tmp_path / "case-00014.npz")
+    again = load_case(tmp_path / "case-00014.npz")
+    assert again.recipe == case.recipe
+    assert again.truth == case.truth
+    assert again.split == split_of(tmp_path / "case-00014.npz") == "validation"
+    for kind in ("complex", "magnitude"):
+        for name, value in vars(case.candidates[kind]).items():
+            np.testing.assert_array_equal(value, getattr(again.candidates[kind], name))
+
+
+def arguments(*words):
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    return parser.parse_args(list(words))
+
+
+def test_train_writes_weights_metrics_and_card(tmp_path):
+    shards = tmp_path / "shards"
+    for index in range(20):
+        save_case(toy_case(index), shards / f"case-{index:05d}.npz")
+    output = tmp_path / "models"
+    words = ["--output", str(output), "--shards", str(shards), "--cases", "20", "--epochs", "4"]
+    assert cli.run(arguments(*words, "--models", "two-channel")) == 0
+    metrics = json.loads((output / "microbleed-two-channel.json").read_text())
+    assert metrics["simulated"] is True
+    assert metrics["test"]["definite"]["microbleeds"] == 9
+    assert metrics["data"]["split"] == {"train": 14, "validation": 3, "test": 3}
+    card = (output / "microbleed-two-channel.md").read_text()
+    for said in ("simulated", "Command", "commit", str(tmp_path.name)):
+        assert (said in card) is (said != tmp_path.name)
+    model = load_model(output / "microbleed-two-channel.safetensors")
+    assert model.description.calibration.definite == metrics["calibration"]["definite"]
+
+
+def test_too_few_cases_and_absent_devices_are_refused(tmp_path):
+    with pytest.raises(UsageError):
+        cli.run(arguments("--output", str(tmp_path), "--cases", "3"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError):
+            cli.run(arguments("--output", str(tmp_path), "--device", "cuda"))
