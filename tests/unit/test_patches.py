@@ -45,7 +45,7 @@ def test_axes_run_right_anterior_superior_in_mm(order, flips, voxel, axis):
     count, spacing = GEOMETRY.shape[axis], GEOMETRY.spacing_mm[axis]
     expected = (np.arange(count) - (count - 1) / 2) * spacing
     profile = np.moveaxis(patch, axis, 0).reshape(count, -1)
-    np.testing.assert_allclose(profile, expected[:, None].repeat(profile.shape[1], 1), atol=0.03)
+    np.testing.assert_allclose(profile, expected[:, None].repeat(profile.shape[1], 1), atol=0.1)
 
 
 def test_dark_ball_is_in_the_middle_with_its_size():
