@@ -1,0 +1,503 @@
+"""Candidates: places that could be a microbleed or a parenchymal calcification.
+
+This stage has to find nearly every lesion within a fixed budget of candidates per scan; telling
+lesions from their mimics is the network's work. The rule, in full, is in docs/candidates.md:
+
+1. Work in the mask's bounding box, on a grid no finer than ``working_pixel_mm``.
+2. Look for dark, radially symmetric places (`cmb_bids.frst`) in up to three contrasts: bias
+   normalised magnitude, SWI, and phase coherence (dark where the phase turns fast, whichever the
+   sign, so that it sees calcification, and needs no unwrapping).
+3. Keep the local maxima of each contrast and describe each one by its radial symmetry, by its
+   depth against its surroundings, and by how *enclosed* it is: a lesion is darker than its
+   surroundings in nearly all directions, a vessel is as dark as itself in two of them.
+4. Rank by a weighted sum of these, merge neighbours, keep the best ``maximum_candidates``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from cmb_bids.frst import Sizes, fast_radial_symmetry, smoothed
+from cmb_bids.volumes import voxel_sizes, voxel_to_world
+
+COLUMNS = ("index", "name", "x", "y", "z", "i", "j", "k", "score", "radius_mm", "contrast")
+
+# Weights of log symmetry and log depth of each contrast, fitted on simulated scans: see
+# docs/candidates.md.
+WEIGHTS = {"magnitude": (0.5, 1.0), "swi": (1.0, 0.0), "phase": (1.0, 0.0)}
+FAINTEST_SYMMETRY = 1e-3  # symmetry below this is noise and counts the same
+GREATEST_DEPTH = 60.0  # times the noise; deeper than this is no more likely a lesion
+
+
+COLUMNS_DESCRIBED: dict[str, dict[str, str]] = {
+    "index": {"Description": "Label of the candidate in the image beside this table, best first"},
+    "name": {"Description": "Kind of entry: candidate"},
+    "x": {"Description": "Position, scanner RAS+ x", "Units": "mm"},
+    "y": {"Description": "Position, scanner RAS+ y", "Units": "mm"},
+    "z": {"Description": "Position, scanner RAS+ z", "Units": "mm"},
+    "i": {"Description": "Position along the first voxel axis, from 0, fractional"},
+    "j": {"Description": "Position along the second voxel axis, from 0, fractional"},
+    "k": {"Description": "Position along the third voxel axis, from 0, fractional"},
+    "score": {"Description": "Rank score: weighted log radial symmetry and log depth; no unit"},
+    "radius_mm": {"Description": "Radius at which the symmetry is strongest", "Units": "mm"},
+    "contrast": {"Description": "Contrast the candidate was found in: magnitude, swi or phase"},
+}
+
+
+@dataclass(frozen=True)
+class CandidateConfig:
+    """The ``candidates`` section of the configuration.
+
+    Attributes
+    ----------
+    radii_mm : tuple of float
+        Radii looked for. A microbleed looks 2-10 mm wide.
+    alpha : float
+        Radial strictness of the symmetry transform.
+    gradient_sigma_mm : float
+        Smoothing before gradients are taken.
+    noise_factor : float
+        Gradients vote above this multiple of the median gradient in the brain.
+    working_pixel_mm : float
+        Finer grids are averaged to about this size; thicker slices stay as they are.
+    mask_dilation_mm : float
+        The mask is grown by this much, so that lesions at the cortical edge are found.
+    merge_distance_mm : float
+        Candidates closer than this are one.
+    maxima_per_contrast : int
+        Local maxima of each contrast that are described and ranked.
+    maximum_candidates : int
+        Candidates kept per scan.
+    """
+
+    radii_mm: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
+    alpha: float = 2.0
+    gradient_sigma_mm: float = 0.6
+    noise_factor: float = 1.0
+    working_pixel_mm: float = 0.75
+    mask_dilation_mm: float = 2.0
+    merge_distance_mm: float = 2.5
+    maxima_per_contrast: int = 600
+    maximum_candidates: int = 150
+
+
+class _Grid(NamedTuple):
+    """The working grid: voxel ``w`` of it lies at ``origin + scale * w`` of the scan's grid."""
+
+    origin: np.ndarray
+    scale: np.ndarray
+    shape: tuple[int, int, int]
+    voxel_sizes_mm: np.ndarray
+    weights: tuple[np.ndarray | None, ...]
+    box: tuple[slice, ...]
+
+    def to_scan(self, places: np.ndarray) -> np.ndarray:
+        return self.origin + self.scale * places
+
+
+def _working_grid(mask: np.ndarray, sizes: np.ndarray, config: CandidateConfig) -> _Grid:
+    """Bounding box of the mask with a margin, averaged where voxels are finer than needed."""
+    margin_mm = config.mask_dilation_mm + max(config.radii_mm)
+    found = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = tuple(
+        slice(max(part.start - pad, 0), min(part.stop + pad, length))
+        for part, pad, length in zip(
+            found, np.ceil(margin_mm / sizes).astype(int), mask.shape, strict=True
+        )
+    )
+    weights, origin, scale, shape = [], [], [], []
+    for part, size in zip(box, sizes, strict=True):
+        old = part.stop - part.start
+        # A little finer than asked is not worth averaging: it blurs without saving much.
+        new = (
+            old
+            if size > 0.85 * config.working_pixel_mm
+            else max(round(old * size / config.working_pixel_mm), 1)
+        )
+        step = old / new
+        weights.append(None if new == old else _averaging_weights(old, new))
+        origin.append(part.start + (step - 1) / 2)
+        scale.append(step)
+        shape.append(new)
+    return _Grid(
+        np.array(origin),
+        np.array(scale),
+        (shape[0], shape[1], shape[2]),
+        sizes * np.array(scale),
+        tuple(weights),
+        box,
+    )
+
+
+def _averaging_weights(old: int, new: int) -> np.ndarray:
+    """Weights (new, old) that average a line of ``old`` samples over ``new`` equal stretches."""
+    edges = np.arange(new + 1) * old / new
+    start, stop = edges[:-1, None], edges[1:, None]
+    sample = np.arange(old)[None, :]
+    overlap = np.minimum(stop, sample + 1) - np.maximum(start, sample)
+    weights = np.clip(overlap, 0, None)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _on_grid(image: np.ndarray, grid: _Grid) -> np.ndarray:
+    """An image of the scan's shape, cropped and averaged to the working grid (float32)."""
+    out = np.asarray(image[grid.box], dtype=np.float32)
+    for axis, weights in enumerate(grid.weights):
+        if weights is not None:
+            out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(out)
+
+
+def phase_coherence(
+    real: np.ndarray,
+    imaginary: np.ndarray,
+    voxel_sizes_mm: Sizes,
+    sigma_mm: float = 0.8,
+) -> np.ndarray:
+    """How much the phase agrees with its neighbourhood: length of the local mean of exp(i phase).
+
+    Parameters
+    ----------
+    real, imaginary : (x, y, z) arrays
+        Cosine and sine of the high-pass filtered phase.
+    voxel_sizes_mm : (3,) sequence
+    sigma_mm : float
+        Width of the Gaussian neighbourhood.
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        1 where the phase is even, towards 0 where it turns within the neighbourhood: the dipole
+        of a lesion of either sign.
+    """
+    return np.hypot(
+        smoothed(real, voxel_sizes_mm, sigma_mm), smoothed(imaginary, voxel_sizes_mm, sigma_mm)
+    )
+
+
+def fill_outside(
+    image: np.ndarray, inside: np.ndarray, voxel_sizes_mm: Sizes, sigma_mm: float = 4.0
+) -> np.ndarray:
+    """Replace everything outside a mask by the local mean of what is inside.
+
+    Otherwise the mask's own edge, or the dark skull behind it, makes round dark objects.
+    """
+    weight = smoothed(inside.astype(np.float32), voxel_sizes_mm, sigma_mm)
+    local = smoothed(np.where(inside, image, 0), voxel_sizes_mm, sigma_mm)
+    everywhere = float(image[inside].mean()) if inside.any() else 0.0
+    mean = np.where(weight > 1e-3, local / np.maximum(weight, 1e-3), everywhere)
+    return np.where(inside, image, mean).astype(np.float32)
+
+
+def _ball_directions(count: int = 64) -> np.ndarray:
+    """Unit vectors (count, 3) spread evenly over the sphere (Fibonacci)."""
+    steps = np.arange(count) + 0.5
+    height = 1 - 2 * steps / count
+    angle = np.pi * (1 + 5**0.5) * steps
+    ring = np.sqrt(1 - height**2)
+    return np.stack([ring * np.cos(angle), ring * np.sin(angle), height], axis=1)
+
+
+def _local_maxima(strength: np.ndarray, inside: np.ndarray, most: int) -> np.ndarray:
+    """Voxels (n, 3) that no neighbour exceeds, the strongest ``most`` inside, best first."""
+    highest = ndimage.maximum_filter(strength, size=3, mode="nearest")
+    peaks = np.stack(np.nonzero((strength >= highest) & (strength > 0) & inside), axis=1)
+    order = np.argsort(-strength[tuple(peaks.T)], kind="stable")[:most]
+    return peaks[order]
+
+
+def _sample(image: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Linear interpolation at ``places`` (..., 3) in voxels."""
+    flat = places.reshape(-1, 3).T
+    return ndimage.map_coordinates(image, flat, order=1, mode="nearest").reshape(places.shape[:-1])
+
+
+class _Contrast(NamedTuple):
+    """One image to look at on the working grid, all (x, y, z) float32."""
+
+    name: str
+    image: np.ndarray
+    strength: np.ndarray
+    radius_mm: np.ndarray
+
+
+def _contrast_images(
+    normalized: np.ndarray,
+    swi: np.ndarray | None,
+    highpass: np.ndarray | None,
+    grid: _Grid,
+) -> dict[str, np.ndarray]:
+    """The images to look at on the working grid; values that are not finite become 0."""
+    images = {"magnitude": _on_grid(_finite(normalized), grid)}
+    if swi is not None:
+        images["swi"] = _on_grid(_finite(swi), grid)
+    if highpass is not None:
+        phase = _finite(highpass)[grid.box]
+        whole = tuple(slice(None) for _ in range(3))
+        local = grid._replace(box=whole)
+        # Averaging unit vectors, not angles: a wrap inside a working voxel does no harm.
+        real, imaginary = _on_grid(np.cos(phase), local), _on_grid(np.sin(phase), local)
+        images["phase"] = phase_coherence(real, imaginary, grid.voxel_sizes_mm)
+    return images
+
+
+def _finite(image: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _contrasts(
+    images: dict[str, np.ndarray], inside: np.ndarray, grid: _Grid, config: CandidateConfig
+) -> list[_Contrast]:
+    """Fill each image outside the mask and compute its radial symmetry."""
+    contrasts = []
+    for name, image in images.items():
+        filled = fill_outside(image, inside, grid.voxel_sizes_mm)
+        symmetry = fast_radial_symmetry(
+            filled,
+            grid.voxel_sizes_mm,
+            config.radii_mm,
+            inside,
+            alpha=config.alpha,
+            gradient_sigma_mm=config.gradient_sigma_mm,
+            noise_factor=config.noise_factor,
+        )
+        contrasts.append(_Contrast(name, filled, symmetry.strength, symmetry.radius_mm))
+    return contrasts
+
+
+def _neighbourhood(radius_mm: float, voxel_sizes_mm: np.ndarray) -> np.ndarray:
+    """Boolean ball (a, b, c) of the voxels within ``radius_mm``; at least the voxel itself."""
+    half = np.floor(radius_mm / voxel_sizes_mm).astype(int)
+    axes = [np.arange(-h, h + 1) * size for h, size in zip(half, voxel_sizes_mm, strict=True)]
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    return x**2 + y**2 + z**2 <= radius_mm**2
+
+
+def _dark_centroids(
+    image: np.ndarray, places: np.ndarray, voxel_sizes_mm: np.ndarray
+) -> np.ndarray:
+    """Move each place (n, 3) to the centre of the dark spot it is on, at most 2 mm away.
+
+    Mean shift: centroid of how much darker than the local mean the image is, under a Gaussian
+    window of 1.2 mm, repeated. A window so small follows the spot and not its neighbours.
+    """
+    darkness = smoothed(image, voxel_sizes_mm, 4.0) - image
+    np.maximum(darkness, 0, out=darkness)
+    reach = np.maximum(2.4, voxel_sizes_mm)
+    axes = [np.linspace(-r, r, 2 * int(np.ceil(r / 0.6)) + 1) for r in reach]
+    offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    width = np.maximum(1.2, 0.6 * voxel_sizes_mm)
+    window = np.exp(-0.5 * ((offsets / width) ** 2).sum(axis=1))
+    moved = places.astype(float)
+    for _ in range(4):
+        weights = window * _sample(darkness, moved[:, None, :] + offsets / voxel_sizes_mm)
+        total = weights.sum(axis=1, keepdims=True)
+        step = (weights @ offsets) / np.maximum(total, 1e-6)
+        candidate = moved + step / voxel_sizes_mm
+        away = np.linalg.norm((candidate - places) * voxel_sizes_mm, axis=1)
+        moved = np.where((away <= 2.0)[:, None], candidate, moved)
+    return moved
+
+
+def _depth(
+    image: np.ndarray, places: np.ndarray, voxel_sizes_mm: np.ndarray, inside: np.ndarray
+) -> np.ndarray:
+    """How much darker each place (n,) is than what encloses it, in units of tissue noise.
+
+    The core is the darkest voxel within 1 mm. What encloses it is the fifth of the directions
+    that are darkest at 1.5 to 4 mm (never nearer than a slice), so that a vessel, which goes on
+    in two directions, encloses little. The best of several radii counts.
+    """
+    smooth = smoothed(image, voxel_sizes_mm, 0.5)
+    detail = smooth - smoothed(smooth, voxel_sizes_mm, 3.0)
+    noise = 1.4826 * float(np.median(np.abs(detail[inside]))) if inside.any() else 0.0
+    darkest = ndimage.minimum_filter(
+        smooth, footprint=_neighbourhood(1.0, voxel_sizes_mm), mode="nearest"
+    )
+    core = _sample(darkest, places)
+    directions = _ball_directions()
+    best = np.zeros(len(places))
+    for radius in (2.0, 3.0, 4.0, 6.0, 8.0):
+        reach = np.maximum(radius, 1.1 * voxel_sizes_mm) / voxel_sizes_mm
+        around = _sample(smooth, places[:, None, :] + directions * reach)
+        best = np.maximum(best, np.quantile(around, 0.2, axis=1) - core)
+    return best / max(noise, 1e-6)
+
+
+def _evidence(
+    contrasts: list[_Contrast], places: np.ndarray, inside: np.ndarray, grid: _Grid
+) -> np.ndarray:
+    """Score (n,) of each place: a weighted sum over contrasts of log symmetry and log depth."""
+    footprint = _neighbourhood(1.2, grid.voxel_sizes_mm)
+    scores = np.zeros(len(places))
+    for contrast in contrasts:
+        nearby = ndimage.maximum_filter(contrast.strength, footprint=footprint, mode="nearest")
+        symmetry = np.log(np.maximum(_sample(nearby, places), FAINTEST_SYMMETRY))
+        depth = np.log1p(
+            np.minimum(_depth(contrast.image, places, grid.voxel_sizes_mm, inside), GREATEST_DEPTH)
+        )
+        scores += WEIGHTS[contrast.name][0] * symmetry + WEIGHTS[contrast.name][1] * depth
+    return scores / sum(WEIGHTS[contrast.name][0] for contrast in contrasts)
+
+
+def suppress_neighbours(points: np.ndarray, scores: np.ndarray, distance_mm: float) -> np.ndarray:
+    """Indices of the points that no better point lies within ``distance_mm`` of, best first.
+
+    Parameters
+    ----------
+    points : (n, 3) array
+        Positions in mm.
+    scores : (n,) array
+    distance_mm : float
+
+    Returns
+    -------
+    (kept,) array of int
+        Equal scores keep the earlier point.
+    """
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    if len(order) == 0:
+        return order
+    tree = cKDTree(points)
+    gone = np.zeros(len(points), dtype=bool)
+    kept = []
+    for index in order:
+        if gone[index]:
+            continue
+        kept.append(index)
+        gone[tree.query_ball_point(points[index], distance_mm)] = True
+    return np.array(kept, dtype=int)
+
+
+def empty_candidates() -> pd.DataFrame:
+    """The table of a scan without candidates: header only, columns typed."""
+    kinds = {"index": np.int64, "name": object, "contrast": object}
+    return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, float)) for name in COLUMNS})
+
+
+def find_candidates(
+    normalized: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    swi: np.ndarray | None = None,
+    highpass: np.ndarray | None = None,
+    config: CandidateConfig | None = None,
+) -> pd.DataFrame:
+    """Places that could be a microbleed or a calcification, best first.
+
+    Parameters
+    ----------
+    normalized : (x, y, z) array
+        Bias-corrected magnitude, about 1 in tissue.
+    mask : (x, y, z) array of bool
+        The brain.
+    affine : (4, 4) array
+        Voxel to scanner mm.
+    swi : (x, y, z) array, optional
+        Susceptibility-weighted image.
+    highpass : (x, y, z) array, optional
+        High-pass filtered phase in radians, wrapped or not.
+    config : CandidateConfig, optional
+
+    Returns
+    -------
+    DataFrame
+        One row per candidate: ``index`` (from 1), ``name``, ``x y z`` (scanner mm), ``i j k``
+        (fractional voxels), ``score``, ``radius_mm`` and ``contrast`` (where it was seen best).
+        Header only where the mask is empty or nothing is dark.
+
+    Raises
+    ------
+    ValueError
+        Images and mask differ in shape.
+    """
+    config = config or CandidateConfig()
+    mask = np.asarray(mask, dtype=bool)
+    for image in (normalized, swi, highpass):
+        if image is not None and image.shape != mask.shape:
+            raise ValueError(f"an image has shape {image.shape}, the mask {mask.shape}")
+    if not mask.any():
+        return empty_candidates()
+    grid = _working_grid(mask, voxel_sizes(affine), config)
+    brain = _on_grid(mask, grid) > 0.5
+    if not brain.any():
+        return empty_candidates()
+    outside_mm = ndimage.distance_transform_edt(~brain, sampling=grid.voxel_sizes_mm)
+    inside = outside_mm <= config.mask_dilation_mm
+    del outside_mm
+    contrasts = _contrasts(_contrast_images(normalized, swi, highpass, grid), inside, grid, config)
+    found = [_places_of(contrast, inside, grid, config) for contrast in contrasts]
+    table = pd.concat(found, ignore_index=True)
+    if table.empty:
+        return empty_candidates()
+    places = table[["a", "b", "c"]].to_numpy()
+    table["score"] = _evidence(contrasts, places, brain, grid)
+    table[["i", "j", "k"]] = grid.to_scan(places)
+    points = voxel_to_world(affine, table[["i", "j", "k"]].to_numpy())
+    table[["x", "y", "z"]] = points
+    kept = suppress_neighbours(points, table["score"].to_numpy(), config.merge_distance_mm)
+    best = table.iloc[kept[: config.maximum_candidates]].reset_index(drop=True)
+    best["index"] = np.arange(1, len(best) + 1)
+    best["name"] = "candidate"
+    return best[list(COLUMNS)]
+
+
+def _places_of(
+    contrast: _Contrast,
+    inside: np.ndarray,
+    grid: _Grid,
+    config: CandidateConfig,
+) -> pd.DataFrame:
+    """Local maxima of one contrast, moved to the centre of the dark spot in that contrast."""
+    peaks = _local_maxima(contrast.strength, inside, config.maxima_per_contrast)
+    places = _dark_centroids(contrast.image, peaks, grid.voxel_sizes_mm)
+    table = pd.DataFrame(places, columns=["a", "b", "c"])
+    table["radius_mm"] = contrast.radius_mm[tuple(peaks.T)].astype(float)
+    table["contrast"] = contrast.name
+    return table
+
+
+def label_candidates(table: pd.DataFrame, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """A small ball per candidate, labelled with its ``index``.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `find_candidates` returns it: ``index``, ``i j k`` and ``radius_mm``.
+    shape : (3,) tuple
+        Of the scan.
+    affine : (4, 4) array
+
+    Returns
+    -------
+    (x, y, z) array of int16
+        0 outside. Each ball has the candidate's radius, within 1 to 2.5 mm, and at least the
+        voxel the candidate is in; where balls meet, the better candidate keeps the voxel.
+    """
+    labels = np.zeros(shape, dtype=np.int16)
+    sizes = voxel_sizes(affine)
+    worst_first = table.sort_values("index", ascending=False)
+    numbers = worst_first["index"].to_numpy(dtype=np.int16)
+    centres = worst_first[["i", "j", "k"]].to_numpy(dtype=float)
+    radii = worst_first["radius_mm"].clip(1.0, 2.5).to_numpy(dtype=float)
+    for number, centre, radius in zip(numbers, centres, radii, strict=True):
+        box = tuple(
+            slice(max(int(np.floor(c - radius / size)), 0), int(np.ceil(c + radius / size)) + 1)
+            for c, size in zip(centre, sizes, strict=True)
+        )
+        axes = [
+            (np.arange(part.start, min(part.stop, length)) - c) * size
+            for part, length, c, size in zip(box, shape, centre, sizes, strict=True)
+        ]
+        x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+        labels[box][x**2 + y**2 + z**2 <= radius**2] = number
+    # Last, so that no candidate is lost under a better neighbour's ball.
+    nearest = np.clip(np.rint(centres), 0, np.array(shape) - 1).astype(int)
+    labels[tuple(nearest.T)] = numbers
+    return labels
