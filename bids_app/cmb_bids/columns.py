@@ -1,0 +1,227 @@
+"""What every column of the lesion and scans tables means, for the JSON beside them.
+
+Imports nothing heavy, so that the command line and the group level can read it quickly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PASS, WARN, FAIL = "pass", "warn", "fail"
+
+_MARS_REGIONS = {
+    "frontal": "Frontal lobe",
+    "parietal": "Parietal lobe",
+    "temporal": "Temporal lobe",
+    "occipital": "Occipital lobe",
+    "insula": "Insula",
+    "basal_ganglia": "Caudate, putamen or pallidum",
+    "thalamus": "Thalamus",
+    "internal_capsule": "Internal capsule",
+    "external_capsule": "External capsule",
+    "corpus_callosum": "Corpus callosum",
+    "deep_white_matter": "Deep and periventricular white matter",
+    "brainstem": "Brainstem",
+    "cerebellum": "Cerebellum",
+}
+_BOMBS_REGIONS = {
+    "cortex": "Cortex and grey-white junction",
+    "subcortical_white_matter": "Subcortical white matter",
+    "basal_ganglia": "Caudate, putamen or pallidum",
+    "internal_external_capsule": "Internal or external capsule",
+    "thalamus": "Thalamus",
+    "brainstem": "Brainstem",
+    "cerebellum": "Cerebellum",
+}
+
+LESION_COLUMNS: dict[str, dict[str, Any]] = {
+    "index": {"Description": "Label of the lesion in the image of the same name."},
+    "name": {"Description": "Kind of lesion and its label; unique in the table."},
+    "x": {"Description": "Centroid, scanner right.", "Units": "mm"},
+    "y": {"Description": "Centroid, scanner anterior.", "Units": "mm"},
+    "z": {"Description": "Centroid, scanner superior.", "Units": "mm"},
+    "probability": {
+        "Description": "The network's probability that this is a microbleed, from 0 to 1."
+    },
+    "p_calcification": {
+        "Description": "The network's probability that this is a calcification, from 0 to 1."
+    },
+    "certainty": {
+        "Description": "How sure the network is of the kind of lesion.",
+        "Levels": {
+            "definite": "At or above the definite threshold of the model or configuration",
+            "possible": "Below it, at or above the possible threshold",
+        },
+    },
+    "counted": {
+        "Description": (
+            "Whether the lesion enters the counts of the scans table: diameter within the "
+            "STRIVE range (2 to 10 mm unless configured otherwise) and the scan's brain mask "
+            "passed its check. Lesions that are not counted are listed all the same."
+        ),
+        "Levels": {"true": "Counted", "false": "Listed only"},
+    },
+    "diameter_mm": {
+        "Description": (
+            "Apparent diameter: that of the sphere with the volume in volume_mm3. It includes "
+            "blooming and grows with field strength and echo time."
+        ),
+        "Units": "mm",
+    },
+    "volume_mm3": {
+        "Description": (
+            "Volume of the voxels at least half as dark as the darkest one, against the tissue "
+            "around; on the susceptibility-weighted image for microbleeds where there is one, "
+            "else on the magnitude."
+        ),
+        "Units": "mm^3",
+    },
+    "hemisphere": {
+        "Description": "Side of the brain.",
+        "Levels": {"left": "Left", "right": "Right", "midline": "On the midline"},
+    },
+    "mars_region": {
+        "Description": "Region of the Microbleed Anatomical Rating Scale.",
+        "Levels": _MARS_REGIONS,
+    },
+    "mars_class": {
+        "Description": "Class of the Microbleed Anatomical Rating Scale.",
+        "Levels": {
+            "lobar": "Cortex and subcortical white matter of a lobe, or insula",
+            "deep": "Deep grey nuclei, capsules, corpus callosum, deep white matter",
+            "infratentorial": "Brainstem or cerebellum",
+        },
+    },
+    "bombs_region": {
+        "Description": "Region of the Brain Observer MicroBleed Scale.",
+        "Levels": _BOMBS_REGIONS,
+    },
+    "bombs_class": {
+        "Description": "Class of the Brain Observer MicroBleed Scale.",
+        "Levels": {
+            "lobar": "Cortex, grey-white junction or subcortical white matter",
+            "deep": "Basal ganglia, capsules or thalamus",
+            "posterior_fossa": "Brainstem or cerebellum",
+        },
+    },
+}
+
+# The first ten are a contract; later stages add columns at the end and rename none.
+SCAN_COLUMNS: dict[str, dict[str, Any]] = {
+    "filename": {
+        "Description": (
+            "The image of the scan's microbleeds, relative to the folder of this table; "
+            "source_filename names the raw image."
+        )
+    },
+    "cmb_definite": {
+        "Description": "Number of definite microbleeds that are counted (2 to 10 mm)."
+    },
+    "cmb_possible": {
+        "Description": (
+            "Number of possible microbleeds that are counted, not included in cmb_definite."
+        )
+    },
+    "cmb_lobar": {"Description": "Definite counted microbleeds whose MARS class is lobar."},
+    "cmb_deep": {"Description": "Definite counted microbleeds whose MARS class is deep."},
+    "cmb_infratentorial": {
+        "Description": (
+            "Definite counted microbleeds whose MARS class is infratentorial. The three classes "
+            "add up to cmb_definite unless a lesion lies outside the atlas."
+        )
+    },
+    "calcification": {
+        "Description": (
+            "Number of calcifications, definite and possible, of any size (rows of the "
+            "calcification table). Without phase, blood and calcium are told apart by their look "
+            "alone."
+        )
+    },
+    "pattern": {
+        "Description": (
+            "Where the definite counted microbleeds lie (a flag for research, not a diagnosis)."
+        ),
+        "Levels": {
+            "none": "No definite counted microbleed",
+            "strictly_lobar": "Lobar only",
+            "strictly_deep_infratentorial": "Deep or infratentorial, none lobar",
+            "mixed": "Lobar, and deep or infratentorial",
+        },
+    },
+    "qc_status": {
+        "Description": "Whether the counts can be used.",
+        "Levels": {
+            PASS: "Nothing odd was seen",
+            WARN: "Counted, but read qc_reason first",
+            FAIL: "Not counted: counts and pattern are n/a",
+        },
+    },
+    "qc_reason": {"Description": "Why qc_status is not pass; reasons are separated by '; '."},
+    "source_filename": {"Description": "First magnitude image of the scan in the raw dataset."},
+    "burden_class": {
+        "Description": "Class of cmb_definite.",
+        "Levels": {
+            "0": "None",
+            "1": "One",
+            "2-4": "Two to four",
+            "5-10": "Five to ten",
+            ">10": "More than ten",
+        },
+    },
+    "cmb_expected": {
+        "Description": (
+            "Expected number of microbleeds: sum of the probabilities of the counted lesions, "
+            "definite and possible."
+        )
+    },
+    "p_ge_1": {
+        "Description": (
+            "Probability of at least one microbleed, from the probabilities of the counted "
+            "definite and possible lesions taken as independent (Poisson-binomial)."
+        )
+    },
+    "p_ge_2": {"Description": "Probability of at least two microbleeds, as p_ge_1."},
+    "p_gt_4": {"Description": "Probability of more than four microbleeds, as p_ge_1."},
+    "p_gt_10": {"Description": "Probability of more than ten microbleeds, as p_ge_1."},
+    "cmb_not_counted": {
+        "Description": (
+            "Number of definite and possible microbleeds that are listed but not counted because "
+            "of their diameter."
+        )
+    },
+    "cmb_volume_mm3": {
+        "Description": "Total volume of the definite counted microbleeds, with blooming.",
+        "Units": "mm^3",
+    },
+    "input": {
+        "Description": "What the scan offered to the network.",
+        "Levels": {
+            "complex": "Magnitude and phase",
+            "magnitude": "Magnitude alone: blood and calcium cannot be told apart by phase",
+        },
+    },
+    "channels": {"Description": "Images the network looked at, separated by '+'."},
+    "model": {"Description": "Name and version of the network."},
+    "version": {"Description": "Version of cmb-bids."},
+    "field_strength_t": {"Description": "Field strength of the scanner.", "Units": "T"},
+    "echo_times_ms": {"Description": "Echo times, separated by commas.", "Units": "ms"},
+    "mask_source": {
+        "Description": "Where the brain mask comes from.",
+        "Levels": {
+            "registration": "Registered whole-head template",
+            "derivatives": "Given by the user",
+            "signal": "Signal threshold, because the registered mask failed its check",
+        },
+    },
+    "mask_volume_ml": {"Description": "Volume of the brain mask.", "Units": "mL"},
+    "mask_coverage": {
+        "Description": "Share of the head's volume in the image that the brain mask covers."
+    },
+    "polarity": {
+        "Description": "Sign convention the phase was stored with, as found or as configured.",
+        "Levels": {
+            "right-handed": "Paramagnetic positive",
+            "left-handed": "Paramagnetic negative; the sign was turned",
+        },
+    },
+}

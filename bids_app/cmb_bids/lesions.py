@@ -1,0 +1,493 @@
+"""From classified candidates to lesions: what each is, its extent, its size, where it lies.
+
+A candidate is a point with three probabilities. It becomes a lesion when the probability of
+being a microbleed, or a calcification, passes a threshold. A lesion is then drawn as the dark
+region around the point that is at least half as deep as its darkest voxel (full width at half
+depth), which is how a blurred sphere keeps its diameter. All lengths are mm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from skimage.segmentation import watershed
+
+from cmb_bids.anatomy import label_lesions
+from cmb_bids.columns import LESION_COLUMNS
+from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
+
+MICROBLEED = "microbleed"
+CALCIFICATION = "calcification"
+DEFINITE = "definite"
+POSSIBLE = "possible"
+
+FALLBACK_THRESHOLDS = {DEFINITE: 0.5, POSSIBLE: 0.2}  # for a model whose report states none
+
+REGION_COLUMNS = ["hemisphere", "mars_region", "mars_class", "bombs_region", "bombs_class"]
+TABLE_COLUMNS = list(LESION_COLUMNS)
+
+
+@dataclass(frozen=True)
+class LesionConfig:
+    """What makes a candidate a lesion, and how a lesion is drawn.
+
+    Attributes
+    ----------
+    definite_probability, possible_probability : float or None
+        Thresholds on the network's probability; None takes those of the model.
+    minimum_diameter_mm, maximum_diameter_mm : float
+        Apparent diameters that are counted (STRIVE: 2 to 10 mm); others are listed.
+    growth_radius_mm : float
+        A lesion reaches at most this far from its darkest voxel.
+    background_radius_mm : float
+        Radius of the neighbourhood whose median is the tissue the lesion is dark against.
+    depth_fraction : float
+        A voxel belongs to the lesion when it is at least this share of the full depth.
+    """
+
+    definite_probability: float | None = None
+    possible_probability: float | None = None
+    minimum_diameter_mm: float = 2.0
+    maximum_diameter_mm: float = 10.0
+    growth_radius_mm: float = 8.0
+    background_radius_mm: float = 10.0
+    depth_fraction: float = 0.5
+
+
+# How two detections are told to be one lesion, and where a vessel that touches a lesion is cut.
+ONE_LESION_DEPTH = 0.75  # no ridge shallower than this share of the shallower one's depth
+SHELL_FILL = 0.10  # a lesion fills at least this share of a spherical shell round its centre
+SHELL_MM = 1.0  # thickness of those shells
+SEED_RADIUS_MM = (1.5, 3.0)  # the darkest voxel is sought this near the candidate
+
+
+class Blob(NamedTuple):
+    """One drawn lesion in a box of the image.
+
+    ``origin`` (3,) is the box's first voxel, ``inside`` (a, b, c) its voxels in the box,
+    ``depth`` (a, b, c) how far each voxel is below the tissue around (1 = to zero signal),
+    ``seed`` (3,) its darkest voxel in whole-image indices.
+    """
+
+    origin: np.ndarray
+    inside: np.ndarray
+    depth: np.ndarray
+    seed: tuple[int, int, int]
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The box, as slices of the whole image."""
+        first, last = self.origin, self.origin + self.inside.shape
+        return (slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2]))
+
+    @property
+    def seed_depth(self) -> float:
+        """Depth at the darkest voxel."""
+        return float(self.depth[tuple(np.subtract(self.seed, self.origin))])
+
+    def covers(self, voxel: tuple[int, int, int]) -> bool:
+        """Whether a voxel of the whole image is inside."""
+        local = np.subtract(voxel, self.origin)
+        if (local < 0).any() or (local >= self.inside.shape).any():
+            return False
+        return bool(self.inside[tuple(local)])
+
+
+def decide_thresholds(
+    config: LesionConfig, model_thresholds: Mapping[str, float] | None = None
+) -> tuple[float, float]:
+    """Thresholds (definite, possible): the configuration's, else the model's, else 0.5 and 0.2.
+
+    Raises
+    ------
+    ValueError
+        The possible threshold is above the definite one, or one is outside 0 to 1.
+    """
+    stated = {**FALLBACK_THRESHOLDS, **(model_thresholds or {})}
+    definite = config.definite_probability
+    possible = config.possible_probability
+    definite = float(stated[DEFINITE] if definite is None else definite)
+    # A user who lowers only the definite threshold means the possible one to follow.
+    possible = min(float(stated[POSSIBLE]), definite) if possible is None else float(possible)
+    if not 0 < possible <= definite <= 1:
+        raise ValueError(
+            f"lesion thresholds must satisfy 0 < possible <= definite <= 1; "
+            f"got possible {possible:g} and definite {definite:g}"
+        )
+    return definite, possible
+
+
+def decide_classes(
+    probabilities: pd.DataFrame, definite: float, possible: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class and certainty of each candidate.
+
+    The likelier of microbleed and calcification, when its probability passes a threshold.
+
+    Parameters
+    ----------
+    probabilities : DataFrame of n rows
+        ``p_microbleed`` and ``p_calcification``; missing values count as zero.
+    definite, possible : float
+        Thresholds, possible <= definite.
+
+    Returns
+    -------
+    lesion_class, certainty : (n,) arrays of str
+        Both empty strings for a candidate that is neither.
+    """
+    microbleed = probabilities["p_microbleed"].to_numpy(dtype=float, na_value=0.0)
+    calcification = probabilities["p_calcification"].to_numpy(dtype=float, na_value=0.0)
+    microbleed, calcification = np.nan_to_num(microbleed), np.nan_to_num(calcification)
+    likelier = np.maximum(microbleed, calcification)
+    lesion_class = np.where(microbleed >= calcification, MICROBLEED, CALCIFICATION)
+    certainty = np.where(likelier >= definite, DEFINITE, POSSIBLE)
+    kept = likelier >= possible
+    return np.where(kept, lesion_class, ""), np.where(kept, certainty, "")
+
+
+def _box_round(
+    point: np.ndarray, radius_mm: float, affine: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[slice, ...], np.ndarray]:
+    """The box round a voxel: its origin, slices, and each voxel's distance (mm) to the point."""
+    centre = np.clip(np.rint(point), 0, np.subtract(shape, 1)).astype(int)
+    reach = np.ceil(radius_mm / voxel_sizes(affine)).astype(int)
+    first = np.maximum(centre - reach, 0)
+    last = np.minimum(centre + reach + 1, shape)
+    slices = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    axes = [np.arange(s.start, s.stop) for s in slices]
+    offsets = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    distance = np.linalg.norm((offsets - point) @ np.asarray(affine, float)[:3, :3].T, axis=-1)
+    return first, slices, distance
+
+
+def _cut_tails(inside: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """Cut a region beyond the distance where it fills little of the sphere around its centre.
+
+    A vessel that touches a lesion passes through a sphere round the lesion in a small spot; the
+    lesion itself fills the sphere until its own edge. The first sparse shell is kept, for it may
+    hold that edge.
+    """
+    shell = np.floor(distance / SHELL_MM).astype(int)
+    whole = np.bincount(shell.ravel())
+    filled = np.bincount(shell[inside], minlength=whole.size)
+    sparse = np.flatnonzero(filled < SHELL_FILL * whole)
+    return inside if sparse.size == 0 else inside & (shell <= sparse[0])
+
+
+def _connected_to(inside: np.ndarray, voxel: tuple[int, ...]) -> np.ndarray:
+    """The face-connected part of a region that holds a voxel."""
+    labels, _ = ndimage.label(inside)
+    return (labels == labels[voxel]) & (labels > 0)
+
+
+def draw_blob(
+    image: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    point: np.ndarray,
+    radius_mm: float,
+    config: LesionConfig,
+) -> Blob | None:
+    """Draw the dark region around a point.
+
+    Region growing from the darkest voxel near the point, through voxels at least
+    ``depth_fraction`` as deep, within ``growth_radius_mm`` and the brain mask.
+
+    Parameters
+    ----------
+    image : (x, y, z) array
+        Lesions are dark; any positive scale.
+    mask : (x, y, z) bool array
+        Brain.
+    affine : (4, 4) array
+        Voxel to scanner mm.
+    point : (3,) array
+        Voxel indices, fractional.
+    radius_mm : float
+        The candidate's radius.
+    config : LesionConfig
+
+    Returns
+    -------
+    Blob or None
+        None where there is nothing darker than the tissue around.
+    """
+    reach = max(config.background_radius_mm, config.growth_radius_mm)
+    origin, slices, distance = _box_round(point, reach, affine, image.shape)
+    values = image[slices].astype(np.float64)
+    usable = np.isfinite(values) & mask[slices]
+    nearest = distance == distance.min()
+    seekable = usable & ((distance <= np.clip(radius_mm, *SEED_RADIUS_MM)) | nearest)
+    if not seekable.any():  # a candidate at the very edge of the mask
+        seekable = nearest & np.isfinite(values)
+    around = usable & (distance <= config.background_radius_mm)
+    if not seekable.any() or not around.any():
+        return None
+    background = float(np.median(values[around]))
+    darkest = np.argmin(np.where(seekable, values, np.inf))
+    seed = tuple(int(v) for v in np.unravel_index(darkest, values.shape))
+    if background <= 0 or values[seed] >= background:
+        return None
+    depth = np.where(np.isfinite(values), 1 - values / background, 0.0)
+    steps = np.stack(np.meshgrid(*[np.arange(n) for n in values.shape], indexing="ij"), -1) - seed
+    from_seed = np.linalg.norm(steps @ np.asarray(affine, float)[:3, :3].T, axis=-1)
+    inside = usable & (depth >= config.depth_fraction * depth[seed])
+    inside &= from_seed <= config.growth_radius_mm
+    inside[seed] = True
+    inside = _connected_to(inside, seed)
+    weights = depth[inside]
+    centre = (np.argwhere(inside) * weights[:, None]).sum(axis=0) / weights.sum()
+    from_centre = np.linalg.norm(
+        (steps + np.array(seed) - centre) @ np.asarray(affine, float)[:3, :3].T, axis=-1
+    )
+    cut = _cut_tails(inside, from_centre)
+    inside = _connected_to(cut, seed) if cut[seed] else inside
+    inside = ndimage.binary_fill_holes(inside) & (usable | inside)
+    first, second, third = (int(v) for v in np.add(seed, origin))
+    return Blob(origin, inside, depth, (first, second, third))
+
+
+def is_one_lesion(one: Blob, other: Blob) -> bool:
+    """Whether two drawings show the same lesion.
+
+    They do when a path from one's darkest voxel to the other's never rises above
+    `ONE_LESION_DEPTH` of the shallower one's depth, or when one encloses the other without
+    being connected to it (the bright rim of a phase wrap inside a large lesion). Two neighbours
+    with a visible gap between them stay two.
+    """
+    if one.seed == other.seed:
+        return True
+    if not (one.covers(other.seed) or other.covers(one.seed)):
+        return False
+    holder, held = (one, other) if one.covers(other.seed) else (other, one)
+    here = tuple(np.subtract(holder.seed, holder.origin))
+    there = tuple(np.subtract(held.seed, holder.origin))
+    shallower = min(holder.depth[here], holder.depth[there])
+    if shallower <= 0:
+        return True  # a filled hole: bright, but enclosed
+    labels, _ = ndimage.label(holder.inside & (holder.depth >= ONE_LESION_DEPTH * shallower))
+    return bool(labels[here] == labels[there])
+
+
+def group_blobs(blobs: list[Blob]) -> list[list[int]]:
+    """Positions of the blobs that are one lesion, in the order of their first member."""
+    group = list(range(len(blobs)))
+    for j in range(len(blobs)):
+        for i in range(j):
+            if group[i] != group[j] and is_one_lesion(blobs[i], blobs[j]):
+                keep, drop = sorted((group[i], group[j]))
+                group = [keep if g == drop else g for g in group]
+    return [[k for k, g in enumerate(group) if g == first] for first in sorted(set(group))]
+
+
+def paint_lesions(
+    groups: list[list[Blob]], image: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Label image (int16): lesion k of ``groups`` gets k + 1, no voxel belongs to two.
+
+    Voxels that two lesions claim go to the one whose basin they lie in (watershed of ``image``
+    from the darkest voxels).
+    """
+    labels = np.zeros(shape, dtype=np.int16)
+    contested = np.zeros(shape, dtype=bool)
+    for label, blobs in enumerate(groups, start=1):
+        for blob in blobs:
+            here = labels[blob.slices]
+            contested[blob.slices] |= blob.inside & (here != 0) & (here != label)
+            here[blob.inside & (here == 0)] = label
+    if not contested.any():
+        return labels
+    markers = np.zeros(shape, dtype=np.int32)
+    for label, blobs in enumerate(groups, start=1):
+        for blob in blobs:
+            markers[blob.seed] = label
+    drawn = ndimage.find_objects((labels > 0).astype(np.uint8))[0]
+    basins = np.zeros(shape, dtype=np.int32)
+    basins[drawn] = watershed(np.nan_to_num(image[drawn]), markers[drawn], mask=labels[drawn] > 0)
+    for label, blobs in enumerate(groups, start=1):
+        for blob in blobs:
+            mine = blob.inside & contested[blob.slices] & (basins[blob.slices] == label)
+            labels[blob.slices][mine] = label
+    for label, blobs in enumerate(groups, start=1):
+        labels[blobs[0].seed] = label  # a lesion never loses its darkest voxel
+    return labels
+
+
+def equivalent_diameter(volume_mm3: np.ndarray | float) -> np.ndarray | float:
+    """Diameter (mm) of the sphere of a volume (mm3)."""
+    return np.cbrt(6 * np.asarray(volume_mm3) / np.pi)
+
+
+def _measure(labels: np.ndarray, count: int, affine: np.ndarray) -> pd.DataFrame:
+    """Centroid (scanner mm), volume and diameter of labels 1 to ``count``."""
+    centroids, voxels = np.zeros((count, 3)), np.zeros(count)
+    for position, box in enumerate(ndimage.find_objects(labels, max_label=count)):
+        where = np.argwhere(labels[box] == position + 1)
+        centroids[position] = where.mean(axis=0) + [s.start for s in box]
+        voxels[position] = len(where)
+    world = voxel_to_world(affine, centroids)
+    volume = voxels * abs(np.linalg.det(np.asarray(affine, dtype=float)[:3, :3]))
+    return pd.DataFrame(
+        {
+            "x": world[:, 0].round(2),
+            "y": world[:, 1].round(2),
+            "z": world[:, 2].round(2),
+            "diameter_mm": np.round(equivalent_diameter(volume), 2),
+            "volume_mm3": volume.round(2),
+        }
+    )
+
+
+def empty_table() -> pd.DataFrame:
+    """The lesion table of a scan without lesions, with ``lesion_class`` in front."""
+    return pd.DataFrame({name: [] for name in ["lesion_class", *TABLE_COLUMNS]})
+
+
+def segment_lesions(
+    candidates: pd.DataFrame,
+    probabilities: pd.DataFrame,
+    normalized: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    swi: np.ndarray | None = None,
+    regions: np.ndarray | None = None,
+    config: LesionConfig | None = None,
+    model_thresholds: Mapping[str, float] | None = None,
+    gate_passed: bool = True,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Turn classified candidates into lesions with an extent, a size and a place.
+
+    Parameters
+    ----------
+    candidates : DataFrame
+        ``index``, ``x``, ``y``, ``z`` (scanner mm) and ``radius_mm``.
+    probabilities : DataFrame
+        ``index``, ``p_microbleed``, ``p_calcification`` of each candidate.
+    normalized : (x, y, z) array
+        Bias-corrected magnitude.
+    mask : (x, y, z) array
+        Brain, nonzero inside.
+    affine : (4, 4) array
+        Voxel to scanner mm.
+    swi : (x, y, z) array, optional
+        Susceptibility-weighted image; microbleeds are drawn on it where given. Calcifications
+        are always drawn on the magnitude: the susceptibility weighting darkens the poles of
+        their field, not the calcification.
+    regions : (x, y, z) integer array, optional
+        Atlas labels; without it the place of a lesion is missing.
+    config : LesionConfig, optional
+    model_thresholds : mapping, optional
+        ``definite`` and ``possible`` thresholds of the model.
+    gate_passed : bool
+        Whether the brain mask can be trusted; if not, no lesion is counted.
+
+    Returns
+    -------
+    table : DataFrame
+        ``lesion_class`` (microbleed or calcification), then `TABLE_COLUMNS`; the most probable
+        lesions first.
+    labels : (x, y, z) int16 array
+        Label ``index`` on the voxels of each lesion.
+
+    Raises
+    ------
+    ValueError
+        Images differ in shape, or the thresholds are inconsistent.
+    """
+    config = config or LesionConfig()
+    for image in (mask, swi, regions):
+        if image is not None and image.shape != normalized.shape:
+            raise ValueError(f"image of shape {image.shape} on a grid of {normalized.shape}")
+    definite, possible = decide_thresholds(config, model_thresholds)
+    found = _keep_lesions(candidates, probabilities, definite, possible)
+    brain = np.asarray(mask) > 0
+    microbleed_image = normalized if swi is None else swi
+    blobs, rows = [], []
+    points = world_to_voxel(affine, found[["x", "y", "z"]].to_numpy(dtype=float))
+    for row, point in zip(found.to_dict("records"), points, strict=True):
+        image = microbleed_image if row["lesion_class"] == MICROBLEED else normalized
+        blob = draw_blob(image, brain, affine, point, float(row["radius_mm"]), config)
+        if blob is None:  # not darker than around: a point lesion of one voxel
+            blob = _point_blob(point, normalized.shape)
+        blobs.append(blob)
+        rows.append(row)
+    if not blobs:
+        return empty_table(), np.zeros(normalized.shape, dtype=np.int16)
+    groups = group_blobs(blobs)
+    labels = paint_lesions(
+        [[blobs[k] for k in group] for group in groups], microbleed_image, normalized.shape
+    )
+    # `found` is sorted, so the first member of a group is its most probable one.
+    table = pd.DataFrame([rows[group[0]] for group in groups])
+    table = _complete(table, _measure(labels, len(groups), affine), affine, regions)
+    within = table["diameter_mm"].between(config.minimum_diameter_mm, config.maximum_diameter_mm)
+    table["counted"] = within.to_numpy() & gate_passed
+    return table[["lesion_class", *TABLE_COLUMNS]], labels
+
+
+def _keep_lesions(
+    candidates: pd.DataFrame, probabilities: pd.DataFrame, definite: float, possible: float
+) -> pd.DataFrame:
+    """Candidates that are lesions, the most probable first, ties by position."""
+    wanted = ["index", "p_microbleed", "p_calcification"]
+    found = candidates.merge(probabilities[wanted], on="index", validate="one_to_one")
+    found["lesion_class"], found["certainty"] = decide_classes(found, definite, possible)
+    found = found[found["lesion_class"] != ""].copy()
+    found["probability"] = found["p_microbleed"].fillna(0.0).astype(float)
+    found["p_calcification"] = found["p_calcification"].fillna(0.0).astype(float)
+    found["likelier"] = found[["probability", "p_calcification"]].max(axis=1)
+    return found.sort_values(
+        ["likelier", "x", "y", "z"], ascending=[False, True, True, True], kind="stable"
+    ).reset_index(drop=True)
+
+
+def _point_blob(point: np.ndarray, shape: tuple[int, ...]) -> Blob:
+    """A lesion of the single voxel under a point."""
+    origin = np.clip(np.rint(point), 0, np.subtract(shape, 1)).astype(int)
+    one = np.ones((1, 1, 1))
+    seed = (int(origin[0]), int(origin[1]), int(origin[2]))
+    return Blob(origin, one.astype(bool), one, seed)
+
+
+def _complete(
+    table: pd.DataFrame, measured: pd.DataFrame, affine: np.ndarray, regions: np.ndarray | None
+) -> pd.DataFrame:
+    """Add index, name, measures and regions to the rows of the lesions."""
+    table = table.drop(columns=["x", "y", "z"]).reset_index(drop=True)
+    table = pd.concat([table, measured], axis=1)
+    table["index"] = np.arange(1, len(table) + 1)
+    table["name"] = [
+        f"{kind}-{index}" for kind, index in zip(table["lesion_class"], table["index"], strict=True)
+    ]
+    for column in ("probability", "p_calcification"):
+        table[column] = table[column].round(4)
+    if regions is None:
+        return table.assign(**dict.fromkeys(REGION_COLUMNS, None))
+    places = label_lesions(table[["x", "y", "z"]].to_numpy(dtype=float), regions, affine)
+    return pd.concat([table, places[REGION_COLUMNS].reset_index(drop=True)], axis=1)
+
+
+def split_class(
+    table: pd.DataFrame, labels: np.ndarray, lesion_class: str
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Table (`TABLE_COLUMNS`) and label image of one class, numbered from 1.
+
+    Parameters
+    ----------
+    table, labels
+        As `segment_lesions` returns them.
+    lesion_class : str
+        ``microbleed`` or ``calcification``.
+    """
+    chosen = table[table["lesion_class"] == lesion_class].reset_index(drop=True)
+    renumber = np.zeros(len(table) + 1, dtype=np.int16)
+    renumber[chosen["index"].to_numpy(dtype=int)] = np.arange(1, len(chosen) + 1)
+    chosen["index"] = np.arange(1, len(chosen) + 1)
+    chosen["name"] = [f"{lesion_class}-{index}" for index in chosen["index"]]
+    return chosen[TABLE_COLUMNS], renumber[labels]

@@ -1,0 +1,394 @@
+"""Drawn lesions of known size and place must come back with that size and place."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from cmb_bids.lesions import (
+    CALCIFICATION,
+    DEFINITE,
+    MICROBLEED,
+    POSSIBLE,
+    TABLE_COLUMNS,
+    LesionConfig,
+    decide_classes,
+    decide_thresholds,
+    segment_lesions,
+    split_class,
+)
+
+ISOTROPIC = np.diag([1.0, 1.0, 1.0, 1.0])
+FINE = np.diag([0.5, 0.5, 2.0, 1.0])
+UK_BIOBANK = np.diag([0.8, 0.8, 3.0, 1.0])
+OBLIQUE = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(x=0.4, y=-0.2, z=0.1) @ np.diag([-0.7, 0.7, 1.5]), [12.0, -30.0, 40.0]
+)
+
+
+def draw(affine, spheres, field_mm=28.0, shape=None, depth=0.8, blur_mm=0.5, noise=0.0, level=1.0):
+    """Tissue at ``level`` with blurred dark spheres [(centre mm from the middle, diameter mm)].
+
+    Drawn on a grid three times finer, then averaged, so that partial volume is there.
+    """
+    sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    shape = shape or tuple(int(np.ceil(field_mm / s)) for s in sizes)
+    fine = 3
+    axes = [(np.arange(n * fine) + 0.5) / fine - 0.5 for n in shape]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).astype(np.float32)
+    middle = (np.array(shape) - 1) / 2
+    world = (grid - middle.astype(np.float32)) @ affine[:3, :3].T.astype(np.float32)
+    dark = np.zeros(world.shape[:3], dtype=np.float32)
+    for centre, diameter in spheres:
+        dark[np.linalg.norm(world - np.float32(centre), axis=-1) <= diameter / 2] = depth
+    if blur_mm:
+        dark = ndimage.gaussian_filter(dark, blur_mm / (sizes / fine))
+    split = [v for n in shape for v in (n, fine)]
+    coarse = dark.reshape(split).mean(axis=(1, 3, 5))
+    image = level * (1 - coarse) + noise * np.random.default_rng(0).normal(size=shape)
+    points = nib.affines.apply_affine(
+        affine, middle + np.array([c for c, _ in spheres]) @ np.linalg.inv(affine[:3, :3]).T
+    )
+    return image.astype(np.float32), points
+
+
+def listed(points, microbleed=0.9, calcification=0.05, radius_mm=2.0):
+    """Candidate and probability tables of some points."""
+    n = len(points)
+    candidates = pd.DataFrame(np.reshape(points, (n, 3)), columns=["x", "y", "z"])
+    candidates.insert(0, "index", np.arange(1, n + 1))
+    candidates["radius_mm"] = radius_mm
+    probabilities = pd.DataFrame(
+        {
+            "index": candidates["index"],
+            "p_microbleed": np.broadcast_to(microbleed, n).astype(float),
+            "p_calcification": np.broadcast_to(calcification, n).astype(float),
+        }
+    )
+    return candidates, probabilities
+
+
+def segment(image, affine, points, **options):
+    listing = {
+        k: options.pop(k) for k in ("microbleed", "calcification", "radius_mm") if k in options
+    }
+    mask = options.pop("mask", np.ones(image.shape, dtype=bool))
+    return segment_lesions(*listed(points, **listing), image, mask, affine, **options)
+
+
+@pytest.mark.parametrize("affine", [ISOTROPIC, FINE, UK_BIOBANK, OBLIQUE])
+@pytest.mark.parametrize("diameter", [3.0, 4.0, 6.0, 9.0])
+def test_a_sphere_keeps_its_diameter_and_place(affine, diameter):
+    offset = np.array([0.3, -0.2, 0.4])
+    image, points = draw(affine, [(offset, diameter)], noise=0.03)
+    table, labels = segment(image, affine, points, radius_mm=diameter / 2)
+    assert len(table) == 1
+    coarsest = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).max()
+    assert abs(table["diameter_mm"][0] - diameter) < min(0.6 * coarsest, 1.0)
+    assert np.linalg.norm(table[["x", "y", "z"]].to_numpy()[0] - points[0]) < 0.5 * coarsest
+    voxel = abs(np.linalg.det(affine[:3, :3]))
+    assert table["volume_mm3"][0] == pytest.approx((labels == 1).sum() * voxel, abs=0.01)
+
+
+def test_a_sphere_too_small_or_too_large_is_listed_and_not_counted():
+    image, points = draw(
+        FINE, [((-11, 0, 0), 1.2), ((-6, 0, 0), 4.0), ((6, 0, 0), 12.0)], blur_mm=0.3
+    )
+    table, _ = segment(image, FINE, points)
+    by_place = table.sort_values("x")
+    assert by_place["counted"].tolist() == [False, True, False]
+    assert by_place["diameter_mm"].iloc[0] < 2 < 10 < by_place["diameter_mm"].iloc[2]
+
+
+def test_the_size_limits_are_those_of_the_configuration():
+    image, points = draw(ISOTROPIC, [((0, 0, 0), 4.0)])
+    small = LesionConfig(minimum_diameter_mm=1.0, maximum_diameter_mm=3.0)
+    assert not segment(image, ISOTROPIC, points, config=small)[0]["counted"].any()
+
+
+def test_no_lesion_is_counted_without_a_trusted_brain_mask():
+    image, points = draw(ISOTROPIC, [((0, 0, 0), 4.0)])
+    table, _ = segment(image, ISOTROPIC, points, gate_passed=False)
+    assert len(table) == 1
+    assert not table["counted"].any()
+
+
+def test_two_detections_of_one_lesion_become_one_row_with_the_likelier_probability():
+    image, points = draw(UK_BIOBANK, [((0, 0, 0), 8.0)])
+    twice = points[0] + np.array([[-2.0, 0, 0], [2.0, 0, 0]])
+    table, _ = segment(image, UK_BIOBANK, twice, microbleed=[0.6, 0.9])
+    assert table["probability"].tolist() == [0.9]
+    assert abs(table["x"][0] - points[0, 0]) < 0.5
+
+
+@pytest.mark.parametrize("affine", [FINE, UK_BIOBANK])
+def test_two_neighbours_stay_two_and_share_no_voxel(affine):
+    image, points = draw(affine, [((-2.4, 0, 0), 4.0), ((2.4, 0, 0), 4.0)])
+    table, labels = segment(image, affine, points)
+    assert len(table) == 2
+    assert sorted(np.unique(labels)) == [0, 1, 2]
+    assert np.abs(table["diameter_mm"] - 4.0).max() < 1.0
+    assert np.abs(np.sort(table["x"]) - np.sort(points[:, 0])).max() < 0.6
+
+
+def test_neighbours_that_bleed_into_each_other_are_parted_at_the_ridge():
+    image, points = draw(FINE, [((-2.05, 0, 0), 4.0), ((2.05, 0, 0), 4.0)], blur_mm=0.8)
+    middle = nib.affines.apply_affine(np.linalg.inv(FINE), points.mean(axis=0)).round().astype(int)
+    assert image[tuple(middle)] < 0.7  # the ridge itself is below half depth
+    table, _ = segment(image, FINE, points)
+    assert len(table) == 2
+    assert np.ptp(table["volume_mm3"]) < 0.25 * table["volume_mm3"].max()
+
+
+def test_a_vessel_that_touches_a_lesion_is_cut_off():
+    image, points = draw(FINE, [((0, 0, 0), 4.0)], blur_mm=0.3)
+    middle = (np.array(image.shape) - 1) // 2
+    image[middle[0] :, middle[1] : middle[1] + 2, middle[2]] = 0.3  # 1 mm wide, runs to the edge
+    table, _ = segment(image, FINE, points)
+    assert abs(table["diameter_mm"][0] - 4.0) < 0.8
+    assert np.linalg.norm(table[["x", "y", "z"]].to_numpy()[0] - points[0]) < 0.8
+
+
+def test_a_bright_rim_inside_a_large_lesion_is_filled_and_does_not_split_it():
+    image, points = draw(ISOTROPIC, [((0, 0, 0), 9.0)], blur_mm=0.3)
+    centre = tuple((np.array(image.shape) - 1) // 2)
+    image[centre[0] - 1 : centre[0] + 2, centre[1] - 1 : centre[1] + 2, centre[2]] = 0.9
+    pair = np.vstack([points[0], points[0] + [3.0, 0, 0]])
+    table, labels = segment(image, ISOTROPIC, pair, radius_mm=3.0)
+    assert len(table) == 1
+    assert labels[centre] == 1
+
+
+def test_microbleeds_are_drawn_on_the_swi_and_calcifications_on_the_magnitude():
+    magnitude, points = draw(FINE, [((-7, 0, 0), 3.0), ((7, 0, 0), 3.0)])
+    swi, _ = draw(FINE, [((-7, 0, 0), 6.0), ((7, 0, 0), 6.0)], level=400.0)
+    table, labels = segment(
+        magnitude, FINE, points, swi=swi, microbleed=[0.9, 0.1], calcification=[0.0, 0.8]
+    )
+    size = table.set_index("lesion_class")["diameter_mm"]
+    assert size[MICROBLEED] == pytest.approx(6.0, abs=0.6)
+    assert size[CALCIFICATION] == pytest.approx(3.0, abs=0.6)
+    for kind in (MICROBLEED, CALCIFICATION):
+        rows, image = split_class(table, labels, kind)
+        assert list(rows.columns) == TABLE_COLUMNS
+        assert rows["index"].tolist() == [1]
+        assert rows["name"].tolist() == [f"{kind}-1"]
+        assert sorted(np.unique(image)) == [0, 1]
+
+
+def test_a_lesion_stays_inside_the_mask():
+    image, points = draw(ISOTROPIC, [((0, 0, 0), 6.0)])
+    mask = np.zeros(image.shape, dtype=bool)
+    mask[: image.shape[0] // 2] = True
+    _, labels = segment(image, ISOTROPIC, points, mask=mask)
+    assert (labels > 0).any()
+    assert not (labels[~mask] > 0).any()
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float64])
+def test_any_number_type_and_scale_give_the_same_lesion(dtype):
+    image, points = draw(UK_BIOBANK, [((0, 0, 0), 5.0)])
+    reference, _ = segment(image, UK_BIOBANK, points)
+    table, _ = segment((200 * image).astype(dtype), UK_BIOBANK, points)
+    assert table["diameter_mm"][0] == pytest.approx(reference["diameter_mm"][0], abs=0.15)
+
+
+def test_missing_voxels_do_not_spread():
+    image, points = draw(ISOTROPIC, [((0, 0, 0), 5.0)])
+    reference, _ = segment(image, ISOTROPIC, points)
+    image[:, :, :5] = np.nan
+    image[tuple((np.array(image.shape) - 1) // 2)] = np.nan
+    table, _ = segment(image, ISOTROPIC, points)
+    assert abs(table["diameter_mm"][0] - reference["diameter_mm"][0]) < 0.5
+
+
+def test_missing_probabilities_count_as_zero():
+    image, points = draw(ISOTROPIC, [((-6, 0, 0), 4.0), ((6, 0, 0), 4.0)])
+    table, _ = segment(image, ISOTROPIC, points, microbleed=[np.nan, 0.9], calcification=np.nan)
+    assert len(table) == 1
+    assert table["p_calcification"][0] == 0
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, np.nan])
+def test_a_flat_or_empty_image_gives_a_point_lesion_not_a_crash(level):
+    image = np.full((9, 9, 9), level, dtype=np.float32)
+    table, labels = segment(image, ISOTROPIC, np.array([[4.0, 4.0, 4.0]]))
+    assert (labels > 0).sum() == 1
+    assert not table["counted"][0]
+
+
+def test_a_one_voxel_image():
+    image = np.ones((1, 1, 1), dtype=np.float32)
+    table, labels = segment(image, ISOTROPIC, np.zeros((1, 3)))
+    assert labels.tolist() == [[[1]]]
+    assert table["volume_mm3"].tolist() == [1.0]
+
+
+def test_no_candidates_and_none_probable_give_empty_tables_with_all_columns():
+    image = np.ones((5, 5, 5), dtype=np.float32)
+    for points in (np.zeros((0, 3)), np.array([[2.0, 2.0, 2.0]])):
+        table, labels = segment(image, ISOTROPIC, points, microbleed=0.01)
+        rows, split = split_class(table, labels, MICROBLEED)
+        assert list(rows.columns) == TABLE_COLUMNS
+        assert len(rows) == 0
+        assert not labels.any()
+        assert not split.any()
+        assert labels.dtype == split.dtype == np.int16
+
+
+def test_classes_follow_the_thresholds_and_the_likelier_kind():
+    probabilities = pd.DataFrame(
+        {"p_microbleed": [0.7, 0.3, 0.1, 0.2, 0.5], "p_calcification": [0.1, 0.1, 0.1, 0.75, 0.5]}
+    )
+    kind, certainty = decide_classes(probabilities, 0.5, 0.25)
+    assert kind.tolist() == [MICROBLEED, MICROBLEED, "", CALCIFICATION, MICROBLEED]
+    assert certainty.tolist() == [DEFINITE, POSSIBLE, "", DEFINITE, DEFINITE]
+
+
+def test_thresholds_come_from_the_configuration_then_the_model():
+    model = {"definite": 0.8, "possible": 0.4}
+    assert decide_thresholds(LesionConfig(), model) == (0.8, 0.4)
+    assert decide_thresholds(LesionConfig(definite_probability=0.6), model) == (0.6, 0.4)
+    assert decide_thresholds(LesionConfig(definite_probability=0.3), model) == (0.3, 0.3)
+    assert decide_thresholds(LesionConfig()) == (0.5, 0.2)
+    with pytest.raises(ValueError, match=r"possible 0\.9"):
+        decide_thresholds(LesionConfig(possible_probability=0.9), model)
+
+
+def test_images_of_another_shape_are_refused():
+    image = np.ones((5, 5, 5), dtype=np.float32)
+    with pytest.raises(ValueError, match="shape"):
+        segment(image, ISOTROPIC, np.zeros((1, 3)), swi=np.ones((4, 5, 5)))
+
+
+def test_the_table_has_the_columns_that_users_rely_on():
+    assert TABLE_COLUMNS == [
+        "index", "name", "x", "y", "z", "probability", "p_calcification", "certainty", "counted",
+        "diameter_mm", "volume_mm3", "hemisphere", "mars_region", "mars_class", "bombs_region",
+        "bombs_class",
+    ]  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    count=st.integers(1, 12),
+)
+def test_rows_and_labels_always_agree(seed, count):
+    rng = np.random.default_rng(seed)
+    image = ndimage.gaussian_filter(rng.random((24, 24, 12)), 1.0).astype(np.float32)
+    points = rng.uniform(-3, 26, size=(count, 3))
+    probability = rng.dirichlet([1, 1, 1], size=count)
+    options = {"microbleed": probability[:, 0], "calcification": probability[:, 1]}
+    table, labels = segment(image, ISOTROPIC, points, **options)
+    again, same = segment(image, ISOTROPIC, points, **options)
+    pd.testing.assert_frame_equal(table, again)
+    np.testing.assert_array_equal(labels, same)
+    assert sorted(set(np.unique(labels)) - {0}) == table["index"].tolist()
+    for row in table.itertuples():
+        voxels = labels == row.index
+        assert row.volume_mm3 == pytest.approx(voxels.sum(), abs=0.01)
+        assert row.diameter_mm <= 16
+        assert ndimage.label(voxels, np.ones((3, 3, 3)))[1] >= 1
+    assert (table["probability"] >= 0).all()
+    assert (table[["probability", "p_calcification"]].max(axis=1) >= 0.2).all()
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """The interface of the stage with every input drawn: one microbleed, one calcification."""
+    from cmb_bids.interfaces.lesions import Lesions
+    from cmb_bids.volumes import write_json, write_table, write_volume
+
+    image, points = draw(FINE, [((-6, 0, 0), 4.0), ((6, 0, 0), 4.0)])
+    candidates, probabilities = listed(
+        points, microbleed=[0.9, 0.1], calcification=[0.0, 0.8], radius_mm=2.0
+    )
+    write_volume(tmp_path / "normalized.nii.gz", image, FINE)
+    write_volume(tmp_path / "swi.nii.gz", 300 * image, FINE)
+    write_volume(tmp_path / "mask.nii.gz", np.ones(image.shape, dtype=bool), FINE)
+    # A left frontal lobe all over, as numbered in the atlas.
+    write_volume(tmp_path / "regions.nii.gz", np.full(image.shape, 1, dtype=np.int16), FINE)
+    write_table(tmp_path / "candidates.tsv", candidates)
+    write_table(tmp_path / "probabilities.tsv", probabilities)
+    scan = {
+        "filename": "anat/sub-01_desc-cmb_dseg.nii.gz", "kind": "complex", "version": "0.1.0",
+        "echoes": [], "config": {},
+    }  # fmt: skip
+    write_json(tmp_path / "scan.json", scan)
+    write_json(tmp_path / "brain_report.json", {"gate": "pass", "source": "registration"})
+    write_json(tmp_path / "classify_report.json", {"model": "shipped", "channels": ["swi"]})
+    write_json(tmp_path / "phase_report.json", {"polarity": "right-handed"})
+
+    def run(**changed):
+        inputs = {
+            name: str(tmp_path / f"{name}.{extension}")
+            for names, extension in [
+                (("normalized", "swi", "mask", "regions"), "nii.gz"),
+                (("candidates", "probabilities"), "tsv"),
+                (("scan", "brain_report", "classify_report", "phase_report"), "json"),
+            ]
+            for name in names
+        }
+        for kind in ("microbleeds", "calcifications"):
+            inputs[f"out_{kind}_image"] = str(tmp_path / "out" / f"{kind}.nii.gz")
+            inputs[f"out_{kind}_table"] = str(tmp_path / "out" / f"{kind}.tsv")
+        inputs["out_row"] = str(tmp_path / "out" / "row.json")
+        inputs |= changed
+        Lesions(**{k: v for k, v in inputs.items() if v is not None}).run(cwd=str(tmp_path))
+        return tmp_path / "out"
+
+    return run
+
+
+def test_the_stage_writes_tables_images_and_the_row(stage):
+    from cmb_bids.volumes import read_json, read_table, read_volume
+
+    out = stage()
+    for kind in ("microbleeds", "calcifications"):
+        table = read_table(out / f"{kind}.tsv")
+        assert list(table.columns) == TABLE_COLUMNS
+        assert table["index"].tolist() == [1]
+        assert table["mars_class"].tolist() == ["lobar"]
+        assert "true" in (out / f"{kind}.tsv").read_text()
+        assert set(read_json(out / f"{kind}.json")) == set(TABLE_COLUMNS)
+        image = read_volume(out / f"{kind}.nii.gz", np.int16)
+        assert set(np.unique(image.data)) == {0, 1}
+        np.testing.assert_allclose(image.affine, FINE)
+    row = read_json(out / "row.json")
+    assert (row["cmb_definite"], row["cmb_lobar"], row["calcification"]) == (1, 1, 1)
+    assert (row["pattern"], row["qc_status"]) == ("strictly_lobar", "pass")
+
+
+def test_the_stage_leaves_header_only_tables_where_nothing_was_found(stage, tmp_path):
+    from cmb_bids.volumes import read_json, write_table
+
+    candidates, probabilities = listed(np.zeros((0, 3)))
+    write_table(tmp_path / "candidates.tsv", candidates)
+    write_table(tmp_path / "probabilities.tsv", probabilities)
+    out = stage(swi=None, phase_report=None)
+    assert (out / "microbleeds.tsv").read_text() == "\t".join(TABLE_COLUMNS) + "\n"
+    assert read_json(out / "row.json")["cmb_definite"] == 0
+
+
+def test_the_stage_refuses_what_does_not_belong_together(stage, tmp_path):
+    from cmb_bids.errors import BadData, UsageError
+    from cmb_bids.volumes import read_json, write_json, write_table, write_volume
+
+    write_volume(tmp_path / "small.nii.gz", np.ones((3, 3, 3), dtype=np.float32), FINE)
+    with pytest.raises(BadData, match=r"small\.nii\.gz"):
+        stage(swi=str(tmp_path / "small.nii.gz"))
+    scan = read_json(tmp_path / "scan.json")
+    scan["config"]["lesions"] = {"possible_probability": 2}
+    write_json(tmp_path / "wrong.json", scan)
+    with pytest.raises(UsageError, match="thresholds"):
+        stage(scan=str(tmp_path / "wrong.json"))
+    write_table(tmp_path / "fewer.tsv", listed(np.zeros((1, 3)))[1])
+    with pytest.raises(BadData, match="not the 2 candidates"):
+        stage(probabilities=str(tmp_path / "fewer.tsv"))
+    assert not (tmp_path / "out").exists()
