@@ -1,0 +1,136 @@
+"""Where there is signal: a quick head mask, and the coarse grid that quick questions use."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+COARSE_MM = 3.0
+# Of the bright end of the head: below this is air, whatever the coil's shading does.
+AIR_FRACTION = 0.1
+# Times the noise level below which a voxel block holds no signal.
+NOISE_FACTOR = 3.0
+
+
+def coarse_steps(sizes_mm: np.ndarray, target_mm: float = COARSE_MM) -> tuple[int, int, int]:
+    """Voxels per coarse voxel along each axis, so that its edge is close to ``target_mm``."""
+    steps = np.maximum(1, np.round(target_mm / np.asarray(sizes_mm, dtype=float))).astype(int)
+    return int(steps[0]), int(steps[1]), int(steps[2])
+
+
+def block_mean(image: np.ndarray, steps: tuple[int, int, int]) -> np.ndarray:
+    """Mean over blocks of ``steps`` voxels; a partial block at the end is averaged as it is.
+
+    Parameters
+    ----------
+    image : (x, y, z) array
+        Real or complex.
+    steps : (3,) int
+
+    Returns
+    -------
+    (ceil(x / steps[0]), ...) array
+    """
+    for axis, step in enumerate(steps):
+        if step == 1:
+            continue
+        starts = np.arange(0, image.shape[axis], step)
+        counts = np.diff(np.append(starts, image.shape[axis])).astype(np.float32)
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        image = np.add.reduceat(image, starts, axis=axis) / counts.reshape(shape)
+    return image
+
+
+def spread(coarse: np.ndarray, steps: tuple[int, int, int], shape: tuple[int, ...]) -> np.ndarray:
+    """Repeat each coarse voxel over its block, cut to ``shape``."""
+    for axis, step in enumerate(steps):
+        coarse = np.repeat(coarse, step, axis=axis)
+    return coarse[tuple(slice(0, n) for n in shape)]
+
+
+def noise_level(magnitude: np.ndarray) -> tuple[float, bool]:
+    """Standard deviation of the noise in either channel, and whether air was there to tell.
+
+    The dimmest coarse blocks whose values follow the Rayleigh law of air are taken as air. Where
+    none do (a crop, or air set to zero), the difference of next-but-one neighbours is used, which
+    anatomy inflates: the figure is then an upper bound.
+    """
+    positive = magnitude[magnitude > 0]
+    if positive.size < 8:
+        return 0.0, False
+    corners = _corner_blocks(magnitude)
+    corners = corners[corners > 0]
+    if corners.size > 500:
+        mean, deviation = float(corners.mean()), float(corners.std())
+        # Rayleigh: mean over deviation is 1.91; sums of squares of coils raise it.
+        if deviation > 0 and mean < 0.15 * float(np.percentile(positive, 95)):
+            return mean / 1.2533, True
+    second = magnitude - 0.5 * (np.roll(magnitude, 1, axis=0) + np.roll(magnitude, -1, axis=0))
+    inside = second[magnitude > 0.2 * float(np.percentile(positive, 95))]
+    if inside.size < 8:
+        return 0.0, False
+    return float(1.4826 * np.median(np.abs(inside)) / np.sqrt(1.5)), False
+
+
+def _corner_blocks(magnitude: np.ndarray) -> np.ndarray:
+    edge = [max(1, n // 12) for n in magnitude.shape]
+    ends = [(slice(0, e), slice(n - e, n)) for e, n in zip(edge, magnitude.shape, strict=True)]
+    return np.concatenate(
+        [magnitude[x, y, z].ravel() for x in ends[0] for y in ends[1] for z in ends[2]]
+    )
+
+
+def head_mask(
+    magnitude: np.ndarray, sizes_mm: np.ndarray, fill: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the head is: native and coarse.
+
+    Parameters
+    ----------
+    magnitude : (x, y, z) array
+        Not negative.
+    sizes_mm : (3,) array
+        Voxel edge lengths in mm.
+    fill : bool
+        Fill holes and narrow gaps, so that voids (microbleeds, bone) belong to the head.
+
+    Returns
+    -------
+    mask : (x, y, z) boolean array
+    coarse : boolean array on the grid of `coarse_steps`
+    """
+    steps = coarse_steps(sizes_mm)
+    coarse = block_mean(magnitude.astype(np.float32, copy=False), steps)
+    bright = float(np.percentile(coarse, 98)) if coarse.size else 0.0
+    level, from_air = noise_level(magnitude)
+    threshold = AIR_FRACTION * bright
+    if from_air:
+        # Rayleigh air has a mean of 1.25 standard deviations, also after averaging.
+        threshold = max(threshold, min(1.25 * level * 1.5, 0.5 * bright))
+    mask = coarse > threshold
+    mask = _largest(mask)
+    if fill:
+        mask = _filled(mask)
+    return spread(mask, steps, magnitude.shape), mask
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    labels, n = ndimage.label(mask)
+    if n < 2:
+        return mask
+    return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    """Close gaps of two coarse voxels and fill what is enclosed in each of the three planes."""
+    padded = np.pad(mask, 2)
+    closed = ndimage.binary_closing(padded, ndimage.generate_binary_structure(3, 1), iterations=2)
+    closed = closed[2:-2, 2:-2, 2:-2]
+    filled = closed.copy()
+    for axis in range(3):
+        for index in range(mask.shape[axis]):
+            where: list[slice | int] = [slice(None)] * 3
+            where[axis] = index
+            filled[tuple(where)] |= ndimage.binary_fill_holes(closed[tuple(where)])
+    return filled
