@@ -1,0 +1,1 @@
+"""The stages as nipype interfaces: typed file contracts round one array function each."""

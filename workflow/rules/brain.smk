@@ -1,0 +1,31 @@
+"""Where the brain is, and which part of it."""
+
+
+def given_mask(wildcards):
+    """The mask from --derivatives, where there is one; it is named in the scan's file."""
+    mask = scan_of(wildcards)["mask"]
+    return [mask] if mask else []
+
+
+rule brain:
+    """Mask the brain, even out the magnitude in it, label its regions."""
+    input:
+        scan=scan_file("brain"),
+        magnitude=magnitude,
+        raw=given_mask,
+    output:
+        mask=f"{OUT}/{{folder}}/anat/{{prefix}}_desc-brain_mask.nii.gz",
+        brain_sidecar=f"{OUT}/{{folder}}/anat/{{prefix}}_desc-brain_mask.json",
+        normalized=temp(f"{WORK}/{{folder}}/{{prefix}}/normalized.nii.gz"),
+        regions=temp(f"{WORK}/{{folder}}/{{prefix}}/regions.nii.gz"),
+        report=f"{STATE}/{{folder}}/{{prefix}}/brain.json",
+    params:
+        interface="cmb_bids.interfaces.brain:BrainMask",
+    log:
+        f"{LOGS}/{{folder}}/{{prefix}}_brain.log",
+    threads: 2
+    resources:
+        mem_mb=2500,
+        runtime=30,
+    script:
+        "../scripts/stage.py"
