@@ -23,14 +23,9 @@ SIEMENS_HALF_TURN = 4096.0
 SIEMENS_UNSIGNED_TURN = 4096.0
 MILLIRADIAN_HALF_TURN = 3142.0
 
-SCALES = (
-    "auto",
-    "radians",
-    "stored-radians",
-    "siemens-signed",
-    "siemens-unsigned",
-    "milliradians",
-)
+# What phase.scale may be set to: how the file holds phase. "stored" is radians once the header's
+# slope is ignored; "siemens" is either of its two ranges.
+SCALES = ("auto", "radians", "siemens", "milliradian", "stored")
 
 
 class ScaledPhase(NamedTuple):
@@ -89,7 +84,10 @@ def scale_phase(
     if not valid.any():
         raise BadData(path, "holds no finite value", "Convert the phase image again")
     low, high = _range(stored, valid)
-    rule = scale if scale != "auto" else _recognise(stored, low, high, slope, intercept, units)
+    if scale == "auto":
+        rule = _recognise(stored, low, high, slope, intercept, units)
+    else:
+        rule = _obeyed(scale, low, high, slope, intercept)
     if rule is None:
         ends = sorted((low * slope + intercept, high * slope + intercept))
         raise BadData(
@@ -160,6 +158,16 @@ def _recognise(
     return None
 
 
+def _obeyed(scale: str, low: float, high: float, slope: float, intercept: float) -> str:
+    """The rule that a configured scale stands for, given the range."""
+    if scale == "siemens":
+        ends = sorted((low * slope + intercept, high * slope + intercept))
+        fits = max(abs(ends[0]), abs(ends[1])) <= SIEMENS_HALF_TURN * (1 + OVERSHOOT)
+        prefix, first = ("", ends[0]) if fits else ("stored-", low)
+        return prefix + ("siemens-signed" if first < 0 else "siemens-unsigned")
+    return {"radians": "radians", "milliradian": "milliradian", "stored": "stored-radians"}[scale]
+
+
 def _within_a_turn(low: float, high: float) -> bool:
     # Either -pi..pi or 0..2 pi, and not all one value.
     return 0 < high - low <= TURN * (1 + OVERSHOOT) and max(abs(low), abs(high)) <= TURN * (
@@ -175,7 +183,7 @@ def _integer_scale(low: float, high: float) -> str | None:
     span = high - low
     largest = max(abs(low), abs(high))
     if low < 0 and largest <= MILLIRADIAN_HALF_TURN * (1 + OVERSHOOT):
-        return "milliradians" if span >= SPANNED * 2 * MILLIRADIAN_HALF_TURN else None
+        return "milliradian" if span >= SPANNED * 2 * MILLIRADIAN_HALF_TURN else None
     if low < 0 and largest <= SIEMENS_HALF_TURN:
         return "siemens-signed" if span >= SPANNED * 2 * SIEMENS_HALF_TURN else None
     if low >= 0 and high <= SIEMENS_UNSIGNED_TURN:
@@ -191,7 +199,7 @@ def _factor_and_offset(rule: str, slope: float, intercept: float) -> tuple[float
         "radians": (1.0, 0.0),
         "siemens-signed": (np.pi / SIEMENS_HALF_TURN, 0.0),
         "siemens-unsigned": (TURN / SIEMENS_UNSIGNED_TURN, -np.pi),
-        "milliradians": (1e-3, 0.0),
+        "milliradian": (1e-3, 0.0),
     }[rule]
     return slope * factor, intercept * factor + offset
 

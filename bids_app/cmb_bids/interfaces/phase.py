@@ -37,7 +37,7 @@ Config = TypeVar("Config", PhaseConfig, SwiConfig)
 
 class _PhaseToSWIInputSpec(BaseInterfaceInputSpec):
     scan = File(exists=True, mandatory=True, desc="scan.json: echoes, sidecars, configuration")
-    n_threads = traits.Int(desc="threads to use; otherwise OMP_NUM_THREADS, otherwise one")
+    threads = traits.Int(desc="threads to use; otherwise OMP_NUM_THREADS, otherwise one")
     out_magnitude = File(mandatory=True, desc="magnitude combined over echoes")
     out_unwrapped = File(mandatory=True, desc="unwrapped phase, radians")
     out_highpass = File(mandatory=True, desc="high-pass filtered phase, radians")
@@ -75,7 +75,7 @@ class PhaseToSWI(SimpleInterface):
             swi_config,
             field_strength_t=scan.get("field_strength_t"),
             across_slices=echoes.across_slices,
-            n_threads=threads_given(self.inputs.n_threads),
+            n_threads=threads_given(self.inputs.threads),
         )
         names = ("magnitude", "unwrapped", "highpass", "swi", "minip")
         for name in names:
@@ -245,10 +245,10 @@ def sidecar_of(path: str | Path) -> Path:
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
-def threads_given(n_threads: Any) -> int:
+def threads_given(threads: Any) -> int:
     """Threads asked for, otherwise OMP_NUM_THREADS, otherwise one."""
-    if isinstance(n_threads, int) and n_threads > 0:
-        return n_threads
+    if isinstance(threads, int) and threads > 0:
+        return threads
     said = os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]
     return max(1, int(said)) if said.isdigit() else 1
 
