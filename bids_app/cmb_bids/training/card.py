@@ -129,7 +129,7 @@ def _made_from(metrics: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"- Data: {data['cases']} simulated scans (seed {data['seed']}, data key "
-            f"`{data['key']}`), split by participant {data['split']}; training candidates: "
+            f"{', '.join(f'`{key}`' for key in data['keys'])}), split by participant {data['split']}; training candidates: "
             f"{counts}.",
             f"- Training: seed {training['seed']}, {training['steps']} steps of "
             f"{training['batch_size']} patches, {training['minutes']:g} minutes on "

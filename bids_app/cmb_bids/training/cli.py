@@ -42,6 +42,7 @@ from cmb_bids.training.shards import (
     Case,
     data_key,
     generate,
+    keys_of,
     load_case,
     load_split,
     split_of,
@@ -168,7 +169,8 @@ def train_model(
     data = {
         "cases": len(paths),
         "seed": args.seed,
-        "key": key,
+        "keys": keys_of(paths),
+        "code_key": key,
         "split": {s: sum(split_of(p) == s for p in paths) for s in ("train", "validation", "test")},
         "training_candidates": _class_counts(labels),
         "simulated": True,

@@ -97,6 +97,7 @@ def load_case(path: Path, kinds: Sequence[str] = KINDS, patches: bool = True) ->
                 arrays[f"{kind}_scores"],
             )
             for kind in kinds
+            if f"{kind}_labels" in arrays
         }
     return Case(description["index"], description["recipe"], description["truth"], candidates)
 
@@ -149,12 +150,12 @@ def generate(directory: Path, cases: int, settings: dict[str, Any], workers: int
 
 
 def _make_all(directory: Path, missing: list[int], settings: dict[str, Any], workers: int) -> int:
-    failed = 0
+    failed, key = 0, data_key(settings)
     context = multiprocessing.get_context("spawn")
     # Libraries read these when they load, in workers before any of our code: so set them here.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
-        jobs = {pool.submit(_make_one, directory, i, settings): i for i in missing}
+        jobs = {pool.submit(_make_one, directory, i, settings, key): i for i in missing}
         for done, job in enumerate(as_completed(jobs), start=1):
             error = job.exception()
             if error is not None:
@@ -172,16 +173,24 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _make_one(directory: Path, index: int, settings: dict[str, Any]) -> None:
+def _make_one(directory: Path, index: int, settings: dict[str, Any], key: str) -> None:
     from cmb_bids.training.cases import make_case
 
-    save_case(make_case(index, **settings), case_path(directory, index))
+    case = make_case(index, **settings)
+    case.recipe["data_key"] = key
+    save_case(case, case_path(directory, index))
+
+
+def keys_of(paths: Sequence[Path]) -> list[str]:
+    """Fingerprints of the code that made these cases; more than one means that it changed."""
+    return sorted({str(load_case(p, ()).recipe.get("data_key", "unknown")) for p in paths})
 
 
 def load_split(paths: Sequence[Path], split: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Patches (n, channels, ...) float16 and labels (n,) of all cases of a split."""
     cases = [load_case(p, (kind,)) for p in paths if split_of(p) == split]
-    found = [case.candidates[kind] for case in cases if len(case.candidates[kind].labels)]
+    found = [c.candidates[kind] for c in cases if kind in c.candidates]
+    found = [f for f in found if len(f.labels)]
     if not found:
         return np.zeros((0, 1, 1, 1, 1), np.float16), np.zeros(0, np.int8)
     return np.concatenate([f.patches for f in found]), np.concatenate([f.labels for f in found])
@@ -189,4 +198,9 @@ def load_split(paths: Sequence[Path], split: str, kind: str) -> tuple[np.ndarray
 
 def split_of(path: Path) -> str:
     """The split of a case, from its file's name."""
-    return SPLIT_OF_TWENTY[int(path.stem.split("-")[1]) % len(SPLIT_OF_TWENTY)]
+    return split_at(int(path.stem.split("-")[1]))
+
+
+def split_at(index: int) -> str:
+    """The split of the case of this number: 14, 3 and 3 of each twenty."""
+    return SPLIT_OF_TWENTY[index % len(SPLIT_OF_TWENTY)]
