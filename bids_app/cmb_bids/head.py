@@ -8,8 +8,9 @@ from scipy import ndimage
 COARSE_MM = 3.0
 # Of the bright end of the head: below this is air, whatever the coil's shading does.
 AIR_FRACTION = 0.1
-# Times the noise level below which a voxel block holds no signal.
-NOISE_FACTOR = 3.0
+SHADING_MM = 30.0
+BRIGHT_FRACTION = 0.55  # of the surroundings' mean
+CORE_EROSIONS = 3
 
 
 def coarse_steps(sizes_mm: np.ndarray, target_mm: float = COARSE_MM) -> tuple[int, int, int]:
@@ -113,6 +114,43 @@ def head_mask(
     if fill:
         mask = _filled(mask)
     return spread(mask, steps, magnitude.shape), mask
+
+
+def core_of_head(
+    magnitude: np.ndarray, head: np.ndarray, sizes_mm: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Roughly the brain, without its rim: a place to look for witnesses, not a brain mask.
+
+    Bright tissue, eroded until the dark skull parts it from the scalp; the largest piece.
+
+    Parameters
+    ----------
+    magnitude : (x, y, z) array
+    head : (x, y, z) boolean array
+        Filled.
+    sizes_mm : (3,) array
+        Voxel edge lengths in mm.
+
+    Returns
+    -------
+    core : (x, y, z) boolean array
+    coarse : boolean array on the grid of `coarse_steps`
+    """
+    steps = coarse_steps(sizes_mm)
+    coarse = block_mean(magnitude.astype(np.float32, copy=False), steps)
+    inside = block_mean(head.astype(np.float32), steps) > 0.5
+    if not inside.any():
+        return np.zeros(head.shape, dtype=bool), inside
+    # Against its surroundings, so that coil shading does not matter.
+    sigma = SHADING_MM / (np.asarray(sizes_mm) * steps)
+    shading = ndimage.gaussian_filter(coarse, sigma, mode="nearest")
+    weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma, mode="nearest")
+    bright = inside & (coarse * weight > BRIGHT_FRACTION * shading)
+    # What the grid cuts off goes on beyond it.
+    eroded = _largest(ndimage.binary_erosion(bright, iterations=CORE_EROSIONS, border_value=1))
+    grown = ndimage.binary_dilation(eroded, iterations=CORE_EROSIONS - 1)
+    core = grown & ndimage.binary_erosion(bright, border_value=1)
+    return spread(core, steps, head.shape), core
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

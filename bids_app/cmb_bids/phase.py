@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
 from cmb_bids.errors import BadData, UsageError
-from cmb_bids.head import block_mean, coarse_steps, head_mask, noise_level
+from cmb_bids.head import block_mean, coarse_steps, core_of_head, head_mask, noise_level
 from cmb_bids.highpass import already_filtered, gaussian_highpass, homodyne
 from cmb_bids.phase_scaling import SCALES, TURN, wrap
 from cmb_bids.polarity import Polarity, find_polarity
@@ -164,6 +164,7 @@ def process_complex(
     reference = swi_config.reference_echo_time_s or reference_echo_time(times, field_strength_t)
 
     head, _ = head_mask(sum(magnitudes[1:], magnitudes[0]), sizes)
+    core, _ = core_of_head(magnitudes[-1], head, sizes)
     combined, weights = combine_magnitudes(magnitudes, times, head, swi_config.echo_combination)
     filtered = already_filtered(magnitudes[-1], phases[-1], head, sizes, axis, n_threads)
     if filtered:
@@ -190,9 +191,8 @@ def process_complex(
     polarity = find_polarity(
         None if filtered else _low_orders(unwrapped, unwrapping, phases, head, sizes, n_threads),
         high,
-        magnitudes,
-        times,
-        head,
+        magnitudes[-1],
+        core,
         affine,
         phase_config.polarity,
         n_threads,
@@ -210,8 +210,8 @@ def process_complex(
         "unwrapping": unwrapping,
         "highpass": filtering,
         "reference_echo_time_s": reference,
-        "residual_phase_rad": _robust_deviation(high[head]),
-        **_magnitude_report(magnitudes, times, weights, head, sizes, axis, swi_config),
+        "residual_phase_rad": _robust_deviation(high[core]),
+        **_magnitude_report(magnitudes, times, weights, head, core, sizes, axis, swi_config),
     }
     return SwiResult(combined, unwrapped, high, swi, minip, report)
 
@@ -252,13 +252,14 @@ def process_magnitude(
     sizes = voxel_sizes(affine)
     axis = slice_axis(affine) if across_slices is None else across_slices
     head, _ = head_mask(sum(magnitudes[1:], magnitudes[0]), sizes)
+    core, _ = core_of_head(magnitudes[-1], head, sizes)
     combined, weights = combine_magnitudes(magnitudes, times, head, swi_config.echo_combination)
     minip = minimum_projection(
         combined, head, swi_config.minimum_projection_mm, float(sizes[axis]), axis
     )
     report = {
         "kind": "magnitude",
-        **_magnitude_report(magnitudes, times, weights, head, sizes, axis, swi_config),
+        **_magnitude_report(magnitudes, times, weights, head, core, sizes, axis, swi_config),
     }
     return MagnitudeResult(combined, minip, report)
 
@@ -456,12 +457,14 @@ def _magnitude_report(
     times: Sequence[float] | None,
     weights: Sequence[float],
     head: np.ndarray,
+    core: np.ndarray,
     sizes_mm: np.ndarray,
     axis: int,
     config: SwiConfig,
 ) -> dict[str, Any]:
     noise, from_air = noise_level(magnitudes[-1])
-    signal = float(np.median(magnitudes[-1][head])) if head.any() else 0.0
+    region = core if core.any() else head
+    signal = float(np.median(magnitudes[-1][region])) if region.any() else 0.0
     rule = config.echo_combination if times is not None else "sum-of-squares"
     return {
         "echo_times_s": list(times) if times is not None else None,

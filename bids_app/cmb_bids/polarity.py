@@ -6,7 +6,6 @@ unwrapped phase. And small things that are dark in magnitude (veins, iron) are p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +16,13 @@ from cmb_bids.volumes import b0_direction, voxel_sizes
 
 TISSUE_AGAINST_AIR_PPM = -9.4
 # Two real heads gave 0.51 to 0.56; below this the head has not spoken.
-HEAD_CORRELATION = 0.25
+HEAD_CORRELATION = 0.2
 # Share of the grid that must be air for the head to have a field worth modelling.
 AIR_SHARE = 0.1
-SCALP_MM = 9.0
-# Standard errors of the mean susceptibility of dark spots.
-VEIN_SCORE = 5.0
+# Standard deviations; whole brains give 1 to 2, and a small crop of one 0.4.
+VEIN_SCORE = 0.25
+STRONG = 1.5  # times what it takes to be heard
+SMALLEST_VEINS = 100  # voxels of vein
 # A voxel whose two shorter edges are longer than this shows no veins.
 VEIN_VOXEL_MM = 1.25
 
@@ -32,8 +32,9 @@ class Polarity(NamedTuple):
 
     ``sign`` +1 or -1; ``correlation`` with the head's own field (NaN: not asked);
     ``vein_score`` of dark spots (positive: paramagnetic; NaN: not asked); ``evidence``
-    ``head``, ``veins``, ``configuration`` or ``none``; ``confidence`` ``certain``, ``strong``,
-    ``conflicting`` or ``weak`` (right-handed was assumed).
+    ``head``, ``veins``, ``head and veins``, ``configuration`` or ``none``; ``confidence``
+    ``certain``, ``strong``, ``moderate``, ``conflicting`` or ``weak`` (nothing was heard and
+    right-handed was assumed).
     """
 
     sign: int
@@ -120,7 +121,7 @@ def remove_polynomial(values: np.ndarray, points: np.ndarray, order: int) -> np.
 def head_correlation(
     unwrapped: np.ndarray,
     tissue: np.ndarray,
-    head: np.ndarray,
+    core: np.ndarray,
     affine: np.ndarray,
     order: int = 2,
 ) -> float:
@@ -132,8 +133,8 @@ def head_correlation(
         Radians on a coarse grid.
     tissue : (x, y, z) boolean array
         What gives signal: sinuses and other air cavities are not in it.
-    head : (x, y, z) boolean array
-        The same, filled.
+    core : (x, y, z) boolean array
+        Where to compare: about the brain. Scalp and skull wrap, and fat is shifted.
     affine : (4, 4) array
         Of the coarse grid.
     order : int
@@ -145,17 +146,12 @@ def head_correlation(
         -1..1, NaN where the grid holds too little head or too little air.
     """
     sizes = voxel_sizes(affine)
-    depth = max(1, round(SCALP_MM / float(sizes.mean())))
-    # Scalp and skull wrap and shift fat: look inside. The head goes on beyond the grid.
-    inner = ndimage.binary_erosion(head, iterations=depth, border_value=1)
-    inner &= ndimage.binary_erosion(tissue, iterations=1, border_value=1)
-    if inner.sum() < 500 or 1 - head.mean() < AIR_SHARE:
+    if core.sum() < 500 or 1 - tissue.mean() < AIR_SHARE:
         return float("nan")
-    points = np.argwhere(inner) * sizes
-    model = remove_polynomial(
-        head_field(tissue, sizes, b0_direction(affine))[inner].astype(float), points, order
-    )
-    seen = remove_polynomial(unwrapped[inner].astype(float), points, order)
+    points = np.argwhere(core) * sizes
+    field = head_field(tissue, sizes, b0_direction(affine))
+    model = remove_polynomial(field[core].astype(float), points, order)
+    seen = remove_polynomial(unwrapped[core].astype(float), points, order)
     # Wrong wraps and sinuses are far out: let them vote, but not decide.
     seen = np.clip(seen, *np.percentile(seen, (1, 99)))
     model = np.clip(model, *np.percentile(model, (1, 99)))
@@ -198,85 +194,71 @@ def local_susceptibility(
 
 def vein_score(
     highpass: np.ndarray,
-    darkness_of: np.ndarray,
-    head: np.ndarray,
+    magnitude: np.ndarray,
+    core: np.ndarray,
     affine: np.ndarray,
     n_threads: int = 1,
 ) -> float:
-    """How paramagnetic small dark structures are, in standard errors.
+    """How paramagnetic the darkest small structures of the brain are.
 
     Parameters
     ----------
     highpass : (x, y, z) array
         Radians.
-    darkness_of : (x, y, z) array
-        Logarithm of a signal that veins darken.
-    head : (x, y, z) boolean array
+    magnitude : (x, y, z) array
+        Of the longest echo.
+    core : (x, y, z) boolean array
+        About the brain.
     affine : (4, 4) array
     n_threads : int
 
     Returns
     -------
     float
-        Positive when dark means paramagnetic; NaN where there is too little to look at or
-        voxels are too coarse for veins.
+        Mean susceptibility of the darkest hundredth, in standard deviations of the rest
+        (positive: dark is paramagnetic; about 1 to 2 on whole brains, .4 on a small crop). NaN
+        where there is too little to look at or voxels are too coarse for veins.
     """
     sizes = voxel_sizes(affine)
     if min(highpass.shape) < 8 or np.sort(sizes)[1] > VEIN_VOXEL_MM:
         return float("nan")
-    inner = ndimage.binary_erosion(head, iterations=3, border_value=1)
-    inner &= _deep(head, sizes)
-    if inner.sum() < 1000:
+    inner = _inside(core, sizes)
+    if inner.sum() < 100 * SMALLEST_VEINS:
         return float("nan")
-    # A closing wider than a vein and narrower than a gyrus.
+    # What a closing wider than a vein and narrower than a gyrus fills up.
     width = [int(2 * max(1, round(1.6 / size)) + 1) for size in sizes]
-    darkness = ndimage.grey_closing(darkness_of, size=width) - darkness_of
-    lower, upper = np.percentile(darkness[inner], (97.0, 99.7))
-    # The very darkest are voids without phase; the merely darkish are noise.
-    dark = inner & (darkness > lower) & (darkness < upper)
-    source = local_susceptibility(np.where(head, highpass, 0), affine, n_threads=n_threads)
+    floor = np.float32(max(float(magnitude.max()) * 1e-3, 1e-30))
+    logarithm = np.log(np.maximum(magnitude, floor)).astype(np.float32)
+    darkness = ndimage.grey_closing(logarithm, size=width) - logarithm
+    dark = inner & (darkness >= np.percentile(darkness[inner], 99))
+    source = local_susceptibility(np.where(core, highpass, 0), affine, n_threads=n_threads)
     inside, outside = source[dark], source[inner & ~dark]
-    if inside.size < 50:
-        return float("nan")
     middle = float(np.median(outside))
     deviation = 1.4826 * float(np.median(np.abs(outside - middle)))
     if deviation <= 0:
         return float("nan")
-    # Clipped, so that a few calcifications or wraps cannot speak for all. Neighbouring voxels
-    # are not independent: one in eight is counted.
-    excess = np.clip((inside - middle) / deviation, -3, 3)
-    return float(excess.mean() * np.sqrt(inside.size / 8))
+    # Clipped, so that a few calcifications or wraps cannot speak for all.
+    return float(np.clip((inside - middle) / deviation, -3, 3).mean())
 
 
-def _deep(head: np.ndarray, sizes_mm: np.ndarray) -> np.ndarray:
-    """The head without its outer 15 mm, where skull, scalp and sinuses are; the edge of the
-    grid is no surface of the head."""
+def _inside(core: np.ndarray, sizes_mm: np.ndarray) -> np.ndarray:
+    """The core with its gaps closed (large veins make some), without its outer 6 mm. The edge of
+    the grid is no surface of the brain, but a filter's last two voxels there are not trusted."""
     steps = coarse_steps(sizes_mm)
-    coarse = block_mean(head.astype(np.float32), steps) > 0.5
-    deep = ndimage.binary_erosion(coarse, iterations=5, border_value=1)
-    return spread(deep, steps, head.shape)
-
-
-def darkness_source(magnitudes: Sequence[np.ndarray], echo_times_s: Sequence[float]) -> np.ndarray:
-    """Logarithm of the signal that T2* alone shapes, as far as the echoes tell.
-
-    With two echoes or more, the last over the first: T1 and proton density (dark fluid, bright
-    vessels) cancel. With one, its own logarithm.
-    """
-    last = magnitudes[-1]
-    floor = np.float32(max(float(last.max()) * 1e-4, 1e-30))
-    dark = np.log(np.maximum(last, floor))
-    if len(magnitudes) > 1 and echo_times_s[-1] > 1.3 * echo_times_s[0]:
-        dark -= np.log(np.maximum(magnitudes[0], floor))
-    return dark
+    coarse = np.pad(block_mean(core.astype(np.float32), steps) > 0.5, 3, mode="edge")
+    closed = ndimage.binary_closing(coarse, iterations=2)
+    inner = ndimage.binary_erosion(closed, iterations=2, border_value=1)[3:-3, 3:-3, 3:-3]
+    fine = np.zeros(core.shape, dtype=bool)
+    middle = (slice(2, -2),) * 3
+    fine[middle] = spread(inner, steps, core.shape)[middle]
+    return fine
 
 
 def find_polarity(
     unwrapped: np.ndarray | None,
     highpass: np.ndarray,
-    magnitudes: Sequence[np.ndarray],
-    echo_times_s: Sequence[float],
-    head: np.ndarray,
+    magnitude: np.ndarray,
+    core: np.ndarray,
     affine: np.ndarray,
     said: str = "auto",
     n_threads: int = 1,
@@ -289,10 +271,10 @@ def find_polarity(
         Radians, before polarity; None when low orders are gone (vendor-filtered phase).
     highpass : (x, y, z) array
         Radians, before polarity.
-    magnitudes : sequence of (x, y, z) arrays
-        In order of echo time.
-    echo_times_s : sequence of float
-    head : (x, y, z) boolean array
+    magnitude : (x, y, z) array
+        Of the longest echo.
+    core : (x, y, z) boolean array
+        About the brain; see `cmb_bids.head.core_of_head`.
     affine : (4, 4) array
     said : str
         ``auto``, ``right-handed`` or ``left-handed``: what the configuration says of the input.
@@ -304,9 +286,8 @@ def find_polarity(
     """
     correlation = float("nan")
     if unwrapped is not None:
-        correlation = _coarse_correlation(unwrapped, magnitudes[-1], head, affine)
-    dark = darkness_source(magnitudes, echo_times_s)
-    veins = vein_score(highpass, dark, head, affine, n_threads)
+        correlation = _coarse_correlation(unwrapped, magnitude, core, affine)
+    veins = vein_score(highpass, magnitude, core, affine, n_threads)
     if said != "auto":
         sign = 1 if said == "right-handed" else -1
         return Polarity(sign, correlation, veins, "configuration", "certain")
@@ -314,25 +295,29 @@ def find_polarity(
 
 
 def _decide(correlation: float, veins: float) -> Polarity:
-    """The head speaks first where it speaks at all; then the veins; then custom."""
-    head_speaks = bool(abs(correlation) >= HEAD_CORRELATION)  # False for NaN
-    veins_speak = bool(abs(veins) >= VEIN_SCORE)
-    if head_speaks:
-        sign = 1 if correlation > 0 else -1
-        against = veins_speak and veins * sign < 0
-        return Polarity(sign, correlation, veins, "head", "conflicting" if against else "strong")
-    if veins_speak:
-        return Polarity(1 if veins > 0 else -1, correlation, veins, "veins", "strong")
-    return Polarity(1, correlation, veins, "none", "weak")
+    """Whoever speaks, decides; where both do and disagree, the more certain of the two."""
+    head_says = correlation / HEAD_CORRELATION if np.isfinite(correlation) else 0.0
+    veins_say = veins / VEIN_SCORE if np.isfinite(veins) else 0.0
+    heard = {
+        name: says for name, says in (("head", head_says), ("veins", veins_say)) if abs(says) >= 1
+    }
+    if not heard:
+        return Polarity(1, correlation, veins, "none", "weak")
+    agree = len({says > 0 for says in heard.values()}) == 1
+    louder = max(heard, key=lambda name: abs(heard[name]))
+    evidence = "head and veins" if agree and len(heard) == 2 else louder
+    sign = 1 if heard[louder] > 0 else -1
+    confidence = "strong" if abs(heard[louder]) >= STRONG else "moderate"
+    return Polarity(sign, correlation, veins, evidence, confidence if agree else "conflicting")
 
 
 def _coarse_correlation(
-    unwrapped: np.ndarray, magnitude: np.ndarray, head: np.ndarray, affine: np.ndarray
+    unwrapped: np.ndarray, magnitude: np.ndarray, core: np.ndarray, affine: np.ndarray
 ) -> float:
     sizes = voxel_sizes(affine)
     steps = coarse_steps(sizes)
-    weight = block_mean(head.astype(np.float32), steps)
-    mean = block_mean(np.where(head, unwrapped, 0).astype(np.float32), steps)
+    weight = block_mean(core.astype(np.float32), steps)
+    mean = block_mean(np.where(core, unwrapped, 0).astype(np.float32), steps)
     mean = np.divide(mean, weight, out=np.zeros_like(mean), where=weight > 0)
     _, tissue = head_mask(magnitude, sizes, fill=False)
     coarse = np.array(affine, dtype=float)
