@@ -201,11 +201,11 @@ def label_tissues(intensity: np.ndarray, bet: np.ndarray, atlas: np.ndarray, aff
     tissue[(hull | fluid_rim) & outside & (broad < 75) & (distance_to(brain) <= 6)] = TISSUES["csf"]
     cavities = (
         ellipsoid(grid, (0, 62, -14), (20, 12, 16))
-        | ellipsoid(grid, (0, 22, -38), (16, 20, 12))
+        | ellipsoid(grid, (0, 22, -38), (14, 15, 10))
         | ellipsoid(grid, (0, 45, -32), (12, 22, 12))
         | both_sides(grid, (30, 38, -58), (17, 22, 20))
-        | both_sides(grid, (50, -42, -42), (14, 18, 16))
-        | both_sides(grid, (52, -22, -34), (12, 7, 7))
+        | both_sides(grid, (50, -44, -44), (10, 13, 12))
+        | both_sides(grid, (54, -22, -36), (12, 5, 5))
     )
     bony = outside & (broad < 34) & (depth > 4) & (distance_to(brain) > 2.0)
     tissue[bony & cavities] = TISSUES["sinus_air"]

@@ -36,9 +36,10 @@ NUCLEI_SUSCEPTIBILITY_PPM = {
     "caudate": 0.04, "putamen": 0.045, "pallidum": 0.13, "thalamus": 0.01,
     "red_nucleus": 0.10, "substantia_nigra": 0.11, "dentate": 0.12,
 }
-OUTSIDE_SIGNAL = {"fat": 0.75, "soft": 0.45, "skull": 0.10, "air": 0.0, "sinus_air": 0.0}
+OUTSIDE_SIGNAL = {"fat": 1.4, "soft": 0.60, "skull": 0.12, "air": 0.0, "sinus_air": 0.0}
 DISPLACEMENT_SPACING_MM = 6.0
 LEVEL_STEPS = 20.0
+CHANNELS = 7
 
 
 @dataclass(frozen=True)
@@ -229,16 +230,25 @@ class TissueContrast:
         return np.array([getattr(self, name) for name in names], dtype=np.float32)
 
 
+def ventricle_walls(head: HeadModel) -> np.ndarray:
+    """Where fluid borders on white matter: no grey matter lies between, whatever the level."""
+    ventricle = head.tissue == TISSUES["ventricle"]
+    nuclei = np.isin(head.tissue, [TISSUES["caudate"], TISSUES["thalamus"]])
+    near = ndimage.binary_dilation(ventricle, iterations=3) & ~nuclei
+    return ndimage.gaussian_filter(near.astype(np.float32), 0.7)
+
+
 def tissue_channels(
     head: HeadModel, iron: dict[str, float], rng: np.random.Generator, texture: float
 ) -> np.ndarray:
-    """Continuous maps (x, y, z, 6) of one subject on the template grid.
+    """Continuous maps (x, y, z, 7) of one subject on the template grid.
 
     Channels: tissue level, intracranial share, signal outside the brain, susceptibility of
-    nuclei (ppm), fine texture of the signal, broad texture of R2* (both relative).
+    nuclei (ppm), fine texture of the signal, broad texture of R2* (both relative), nearness to
+    a ventricle's wall (0 to 1).
     """
     shape = head.tissue.shape
-    channels = np.empty((*shape, 6), np.float32)
+    channels = np.empty((*shape, CHANNELS), np.float32)
     channels[..., 0] = head.level
     outside_labels = [TISSUES[name] for name in OUTSIDE]
     intracranial = ~np.isin(head.tissue, outside_labels)
@@ -257,6 +267,11 @@ def tissue_channels(
     broad = smooth_noise(tuple(n // 4 + 2 for n in shape), 1.5, rng)
     zoomed = ndimage.zoom(broad, 4, order=1)[: shape[0], : shape[1], : shape[2]]
     channels[..., 5] = 0.07 * zoomed
+    channels[..., 6] = ventricle_walls(head)
+    # Sampling beyond the model repeats its outermost voxels: air, but for the neck below.
+    channels[[0, -1]] = 0
+    channels[:, [0, -1]] = 0
+    channels[:, :, -1] = 0
     return channels
 
 
@@ -267,15 +282,27 @@ def _smoothstep(x):
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def _fill_tissue(channels, to_template, displacement, origin, spacing, p, signal, rate, chi):
+def _fill_tissue(
+    channels, occupied, to_template, displacement, origin, spacing, p, signal, rate, chi
+):
     nx, ny, nz = signal.shape
+    ox, oy, oz = occupied.shape
     one = np.float32(1.0)
     for i in numba.prange(nx):
         shift = np.zeros(3, np.float32)
-        c = np.zeros(6, np.float32)
+        c = np.zeros(CHANNELS, np.float32)
         for j in range(ny):
             for k in range(nz):
                 px, py, pz = _place(to_template, i, j, k)
+                # Air far from the head needs no interpolation. Below the model the neck goes on.
+                a = int(np.floor(px / 4))
+                b = int(np.floor(py / 4))
+                d = max(int(np.floor(pz / 4)), 0)
+                if not (0 <= a < ox and 0 <= b < oy and d < oz) or not occupied[a, b, d]:
+                    signal[i, j, k] = np.float32(0.0)
+                    rate[i, j, k] = p[6]
+                    chi[i, j, k] = np.float32(0.0)
+                    continue
                 _trilinear(
                     displacement, (px - origin[0]) / spacing, (py - origin[1]) / spacing,
                     (pz - origin[2]) / spacing, shift,
@@ -289,7 +316,8 @@ def _fill_tissue(channels, to_template, displacement, origin, spacing, p, signal
                     fluid = one - _smoothstep((level - p[11]) * np.float32(4.0))
                     white = _smoothstep((level - np.float32(0.72)) * np.float32(6.0))
                     white = white * (one - fluid)
-                    grey = one - white - fluid
+                    grey = (one - white - fluid) * (one - c[6])
+                    white = one - grey - fluid
                     s = fluid * p[0] + grey * p[1] + white * p[2]
                     r = fluid * p[3] + (grey * p[4] + white * p[5]) * (one + c[5])
                     r += c[3] * p[10]
@@ -305,6 +333,13 @@ def _fill_tissue(channels, to_template, displacement, origin, spacing, p, signal
                     chi[i, j, k] = np.float32(0.0)
 
 
+def pad_to_blocks(mask: np.ndarray, block: int = 4) -> np.ndarray:
+    """Whether each block of voxels holds any of the mask."""
+    padded = np.pad(mask, [(0, -n % block) for n in mask.shape])
+    x, y, z = (n // block for n in padded.shape)
+    return padded.reshape(x, block, y, block, z, block).any(axis=(1, 3, 5))
+
+
 def fill_tissue(
     head: HeadModel,
     pose: Pose,
@@ -318,9 +353,12 @@ def fill_tissue(
     Fractions of fluid, grey and white matter follow from the interpolated level, so partial
     volume is right on any grid. ``contrast.fluid_threshold`` widens the sulci (atrophy).
     """
-    maps = tuple(np.empty(shape, np.float32) for _ in range(3))
+    maps = (np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.float32))
+    # Blocks of 4 mm with tissue nearby, with room for the displacement.
+    near = pad_to_blocks(head.tissue != TISSUES["air"])
+    occupied = ndimage.binary_dilation(near, ndimage.generate_binary_structure(3, 3), 4)
     _fill_tissue(
-        channels, grid_to_template_voxel(head, pose, grid_affine), pose.displacement,
+        channels, occupied, grid_to_template_voxel(head, pose, grid_affine), pose.displacement,
         _displacement_origin(head, pose), pose.displacement_spacing_mm, contrast.as_array(), *maps,
     )
     return maps

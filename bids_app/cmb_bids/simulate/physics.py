@@ -18,7 +18,10 @@ from cmb_bids.simulate.protocols import GYROMAGNETIC_RATIO_HZ_PER_T
 
 
 def dipole_field(
-    susceptibility: torch.Tensor, voxel_mm: tuple[float, float, float], b0: np.ndarray
+    susceptibility: torch.Tensor,
+    voxel_mm: tuple[float, float, float],
+    b0: np.ndarray,
+    smoothing_mm: float = 0.0,
 ) -> torch.Tensor:
     """Field shift (ppm of the main field) of a susceptibility map, periodic boundaries.
 
@@ -30,6 +33,9 @@ def dipole_field(
         Voxel size of the grid.
     b0 : (3,)
         Unit vector of the main field in the grid's axes.
+    smoothing_mm : float
+        Sigma of a Gaussian over the sources: without it, sharp edges on a coarse grid ring
+        through the whole volume.
 
     Returns
     -------
@@ -51,7 +57,10 @@ def dipole_field(
         along = block * float(b0[0]) + (ky * float(b0[1]) + kz * float(b0[2]))
         square = block * block + (ky * ky + kz * kz)
         square.clamp_(min=1e-12)
-        spectrum[start : start + step] *= (1.0 / 3.0) - along.square_().div_(square)
+        kernel = (1.0 / 3.0) - along.square_().div_(square)
+        if smoothing_mm:
+            kernel *= torch.exp(square.mul_(-2 * (np.pi * smoothing_mm) ** 2))
+        spectrum[start : start + step] *= kernel
     spectrum[0, 0, 0] = 0
     return torch.fft.irfftn(spectrum, s=shape)
 
@@ -101,25 +110,28 @@ def add_interpolated(
         target[start : start + step] += block.reshape(-1, *target.shape[1:])
 
 
-def _crop(spectrum: torch.Tensor, axis: int, keep: int, centre_shift: bool = True) -> torch.Tensor:
-    """Keep the `keep` lowest frequencies of an unshifted spectrum along one axis.
-
-    The acquisition grid's first voxel centre lies further in than the fine grid's by half the
-    difference of voxel sizes; the linear phase moves the image onto it.
-    """
+def _crop(spectrum: torch.Tensor, axis: int, keep: int) -> torch.Tensor:
+    """Keep the `keep` lowest frequencies of an unshifted spectrum along one axis."""
     size = spectrum.shape[axis]
+    if keep == size:
+        return spectrum
     low, high = (keep + 1) // 2, keep // 2
-    kept = torch.cat(
+    return torch.cat(
         [spectrum.narrow(axis, 0, low), spectrum.narrow(axis, size - high, high)], dim=axis
     )
-    if centre_shift:
-        frequency = torch.fft.fftfreq(keep, 1.0 / keep, device=spectrum.device)
-        shift = 0.5 * (1.0 / keep - 1.0 / size)
-        angle = 2 * np.pi * shift * frequency
-        shape = [1, 1, 1]
-        shape[axis] = keep
-        kept = kept * torch.polar(torch.ones_like(angle), angle).reshape(shape)
-    return kept
+
+
+def _centre(spectrum: torch.Tensor, axis: int, fine_size: int) -> torch.Tensor:
+    """Move the image from the fine grid's first voxel centre to the acquisition grid's.
+
+    It lies further in by half the difference of the voxel sizes: a linear phase in k-space.
+    """
+    size = spectrum.shape[axis]
+    frequency = torch.fft.fftfreq(size, 1.0 / size, device=spectrum.device)
+    angle = np.pi * (1.0 / size - 1.0 / fine_size) * frequency
+    shape = [1, 1, 1]
+    shape[axis] = size
+    return spectrum.mul_(torch.polar(torch.ones_like(angle), angle).reshape(shape))
 
 
 def acquire(
@@ -149,7 +161,9 @@ def acquire(
         stop = min(start + step, nx)
         block = _crop(torch.fft.fft(make_block(start, stop), dim=2), 2, matrix[2])
         partial[start:stop] = _crop(torch.fft.fft(block, dim=1), 1, matrix[1])
-    spectrum = _crop(torch.fft.fft(partial, dim=0), 0, matrix[0])
+    spectrum = _crop(torch.fft.fft(partial, dim=0), 0, matrix[0]).contiguous()
+    for axis in range(3):
+        spectrum = _centre(spectrum, axis, fine_shape[axis])
     return spectrum.mul_(float(np.prod(matrix)) / float(np.prod(fine_shape)))
 
 

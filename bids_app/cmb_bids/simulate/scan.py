@@ -126,8 +126,8 @@ def make_contrast(spec: SubjectSpec, rng: np.random.Generator) -> TissueContrast
     """Signal and R2* of the tissues at the protocol's field, varied among subjects."""
     protocol = spec.protocol
     times = np.array(T1_S[protocol.field_strength_t]) * np.exp(rng.normal(0, 0.06, 3))
-    times[2] *= rng.uniform(0.4, 1.0)  # inflow and partial excitation brighten the fluid
-    density = np.array([0.70, 0.82, 1.0]) * (1 + rng.normal(0, 0.02, 3))
+    times[2] *= rng.uniform(0.3, 0.9)  # inflow and partial excitation brighten the fluid
+    density = np.array([0.70, 0.89, 1.0]) * (1 + rng.normal(0, 0.025, 3))
     decay = np.exp(-protocol.repetition_time_s / times)
     flip = np.deg2rad(protocol.flip_angle_deg)
     white, grey, fluid = density * np.sin(flip) * (1 - decay) / (1 - np.cos(flip) * decay)
@@ -135,7 +135,7 @@ def make_contrast(spec: SubjectSpec, rng: np.random.Generator) -> TissueContrast
     field = protocol.field_strength_t / 3.0
     return TissueContrast(
         fluid / white, grey / white, 1.0, rates[2], rates[1], rates[0], 30.0 * field,
-        float(rng.uniform(0.0, 0.02)), 0.02, -0.03, 130.0 * field, spec.fluid_threshold,
+        float(rng.uniform(0.0, 0.02)), 0.02, -0.03, 220.0 * field, spec.fluid_threshold,
     )
 
 
@@ -157,7 +157,9 @@ def bulk_field(
     extent = np.array(shape) * COARSE_MM
     susceptibility = np.zeros(shape, np.float32)
     table = np.zeros(len(TISSUES), np.float32)
-    table[[TISSUES["air"], TISSUES["sinus_air"]]] = AIR_SUSCEPTIBILITY_PPM
+    table[TISSUES["air"]] = AIR_SUSCEPTIBILITY_PPM
+    # Air cells of the skull base: septa and mucosa take up some of their volume.
+    table[TISSUES["sinus_air"]] = AIR_SUSCEPTIBILITY_PPM * spec.pneumatisation
     table[TISSUES["skull"]] = BONE_SUSCEPTIBILITY_PPM
     affine = grid_affine(frame, shape, tuple(extent))
     brain = np.zeros(shape, bool)
@@ -170,7 +172,7 @@ def bulk_field(
         brain |= inside
     b0 = frame.T @ np.array([0.0, 0.0, 1.0])
     source = torch.from_numpy(susceptibility).to(device)
-    field = physics.dipole_field(source, (COARSE_MM,) * 3, b0)
+    field = physics.dipole_field(source, (COARSE_MM,) * 3, b0, 0.8 * COARSE_MM)
     axes = [(n, -(n - 1) / 2 * COARSE_MM, COARSE_MM) for n in shape]
     return shim(field, torch.from_numpy(brain).to(device), spec.shim), axes
 
@@ -200,15 +202,17 @@ def smooth_polynomial(
     shape: tuple[int, ...], order: int, rng: np.random.Generator, device: torch.device
 ) -> torch.Tensor:
     """Random polynomial over the field of view, within about +-1."""
-    axes = [torch.linspace(-1, 1, n, device=device) for n in shape]
-    total = torch.zeros(tuple(shape), device=device)
-    for i in range(order + 1):
-        for j in range(order + 1 - i):
-            for k in range(order + 1 - i - j):
-                if i + j + k:
-                    weight = float(rng.normal(0, 1.0 / (i + j + k) ** 1.5))
-                    x, y, z = axes[0] ** i, axes[1] ** j, axes[2] ** k
-                    total += weight * x[:, None, None] * y[None, :, None] * z
+    weights = np.zeros((order + 1,) * 3, np.float32)
+    for powers in np.ndindex(weights.shape):
+        if 0 < sum(powers) <= order:
+            weights[powers] = rng.normal(0, 1.0 / sum(powers) ** 1.5)
+    bases = [
+        torch.linspace(-1, 1, n, device=device)[:, None] ** torch.arange(order + 1, device=device)
+        for n in shape
+    ]
+    total = torch.einsum("abc,xa->xbc", torch.from_numpy(weights).to(device), bases[0])
+    total = torch.einsum("xbc,yb->xyc", total, bases[1])
+    total = torch.einsum("xyc,zc->xyz", total, bases[2])
     return total / max(float(total.abs().max()), 1e-6)
 
 

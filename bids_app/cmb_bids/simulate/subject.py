@@ -46,6 +46,7 @@ class SubjectSpec:
     bias: float = 0.3
     coil_phase_rad: float = 4.0
     shim: float = 0.95
+    pneumatisation: float = 0.7
     taper: float = 0.1
     ghost: float = 0.0
     motion_mm: float = 0.0
@@ -104,7 +105,7 @@ def sample_subject(
     age = int(rng.integers(low, high + 1))
     old = float(np.clip((age - 40) / 40, 0, 1.2))
     size = rng.normal(0.95, 0.025)
-    scale = np.clip(size * (1 + rng.normal(0, 0.02, 3)), 0.87, 1.01)
+    scale = np.clip(size * (1 + rng.normal(0, 0.015, 3)), 0.89, 1.0)
     rotation = rng.normal(0, [4.0, 2.5, 3.0])
     shift = rng.normal(0, [2.0, 2.5, 1.5])
     echo_times = protocol.echo_times_s
@@ -127,9 +128,9 @@ def sample_subject(
         head_scale=(float(scale[0]), float(scale[1]), float(scale[2])),
         head_rotation_deg=(float(rotation[0]), float(rotation[1]), float(rotation[2])),
         head_shift_mm=(float(shift[0]), float(shift[1]), float(shift[2])),
-        deformation_mm=float(rng.uniform(1.5, 3.2)),
+        deformation_mm=float(rng.uniform(1.2, 2.6)),
         ventricles_mm=float(np.clip(rng.normal(0.3 + 2.6 * old, 0.8), -0.8, 4.5)),
-        fluid_threshold=float(np.clip(rng.normal(0.16 + 0.10 * old, 0.04), 0.08, 0.34)),
+        fluid_threshold=float(np.clip(rng.normal(0.22 + 0.10 * old, 0.04), 0.12, 0.40)),
         iron=float(np.clip(rng.normal(0.7 + 0.5 * old, 0.2), 0.3, 1.8)),
         vein_density=float(np.exp(rng.normal(0, 0.3))),
         vein_calibre=float(np.exp(rng.normal(0, 0.15))),
@@ -138,6 +139,7 @@ def sample_subject(
         bias=float(rng.uniform(0.1, 0.5)),
         coil_phase_rad=float(rng.uniform(1.0, 6.0)),
         shim=float(rng.uniform(0.8, 1.0)),
+        pneumatisation=float(rng.uniform(0.4, 0.95)),
         taper=float(rng.choice([0.0, rng.uniform(0.05, 0.4)])),
         ghost=float(rng.uniform(0.01, 0.04)) if rng.random() < 0.2 else 0.0,
         motion_mm=float(rng.uniform(0.2, 0.9)) if rng.random() < 0.15 else 0.0,

@@ -25,14 +25,14 @@ STEP_MM = 0.5
 # Control points in template mm; names starting with "+" are mirrored to the other side.
 DEEP_VEINS: dict[str, tuple[list[tuple[float, float, float]], float, float]] = {
     # name: (points, first radius mm, last radius mm)
-    "+internal_cerebral": ([(3, 4, 9), (3, -10, 15), (3, -24, 12), (2, -35, 9), (0, -42, 9)], 0.5, 0.9),
+    "+internal_cerebral": ([(3, 4, 9), (3, -10, 15), (3, -24, 12), (2, -35, 9), (0, -42, 9)], 0.7, 1.1),
     "galen": ([(0, -40, 9), (0, -46, 11), (0, -50, 14)], 1.4, 1.7),
     "straight": ([(0, -50, 14), (0, -66, 4), (0, -82, -7), (0, -97, -14)], 1.6, 2.2),
     "+basal": ([(16, 0, -20), (20, -10, -17), (17, -24, -9), (9, -36, 2), (1, -42, 8)], 0.4, 0.9),
-    "+thalamostriate": ([(20, -24, 22), (18, -12, 22), (13, 0, 18), (4, 5, 10)], 0.3, 0.7),
-    "+septal": ([(10, 26, 10), (5, 22, 6), (3, 14, 9), (3, 5, 9)], 0.2, 0.5),
-    "+caudate": ([(19, 14, 22), (15, 10, 19), (8, 6, 13), (4, 5, 10)], 0.2, 0.45),
-    "+atrial": ([(26, -52, 14), (20, -46, 14), (10, -42, 11), (1, -42, 10)], 0.25, 0.6),
+    "+thalamostriate": ([(20, -24, 22), (18, -12, 22), (13, 0, 18), (4, 5, 10)], 0.35, 0.85),
+    "+septal": ([(10, 26, 10), (5, 22, 6), (3, 14, 9), (3, 5, 9)], 0.25, 0.65),
+    "+caudate": ([(19, 14, 22), (15, 10, 19), (8, 6, 13), (4, 5, 10)], 0.25, 0.6),
+    "+atrial": ([(26, -52, 14), (20, -46, 14), (10, -42, 11), (1, -42, 10)], 0.3, 0.75),
     "+sylvian": ([(54, -12, 8), (52, 2, -6), (46, 12, -16), (38, 8, -24), (32, 2, -28)], 0.5, 1.1),
 }
 ARTERIES: dict[str, tuple[list[tuple[float, float, float]], float, float]] = {
@@ -146,7 +146,7 @@ def load_guides() -> Guides:
     cost[ventricle] = 40.0
     sinuses = dural_sinuses(head)
     straight = smooth_path(np.array(DEEP_VEINS["straight"][0]))
-    ends = np.concatenate([points for points, _ in sinuses] + [straight])
+    ends = np.concatenate([points for points, _ in sinuses] + [straight[len(straight) // 2 :]])
     index = np.round((ends - head.origin_mm) / GUIDE_SPACING_MM).astype(int)
     index = np.unique(np.clip(index, 0, np.array(cost.shape) - 1), axis=0)
     sinus_distance = MCP_Geometric(cost).find_costs([tuple(row) for row in index])[0]
@@ -159,7 +159,7 @@ def load_guides() -> Guides:
     upper[:, :, : int((-55 - head.origin_mm[2]) / 2)] = False
     grid_to_mm = lambda mask: np.argwhere(mask) * GUIDE_SPACING_MM + head.origin_mm  # noqa: E731
     return Guides(
-        descent(sinus_distance, 0.7),
+        descent(sinus_distance, 0.9),
         descent(ventricle_distance, 1.5),
         descent(fluid_distance, 0.8),
         sinus_distance,
@@ -172,7 +172,8 @@ def load_guides() -> Guides:
 
 
 @numba.njit(cache=True)
-def _walk(seeds, directions, potential, origin, spacing, lengths, steps, wander, pull, stop, noise):
+def _walk(seeds, directions, potential, origin, spacing, lengths, steps, wander, pull, stop, patience,
+          noise):
     """Correlated random walks from each seed down a potential.
 
     Returns points (m, steps, 3) and the number of steps each walk took.
@@ -184,6 +185,7 @@ def _walk(seeds, directions, potential, origin, spacing, lengths, steps, wander,
     for walker in range(count):
         position = seeds[walker].copy()
         heading = np.zeros(3)
+        best, since = 1e9, 0
         for step in range(min(steps, lengths[walker])):
             i = int(np.round((position[0] - origin[0]) / spacing))
             j = int(np.round((position[1] - origin[1]) / spacing))
@@ -194,6 +196,13 @@ def _walk(seeds, directions, potential, origin, spacing, lengths, steps, wander,
             taken[walker] = step + 1
             if potential[i, j, k] <= stop:
                 break
+            # A walk that no longer descends circles round a minimum: a vein does not.
+            if potential[i, j, k] < best:
+                best, since = potential[i, j, k], 0
+            else:
+                since += 1
+                if since > patience:
+                    break
             norm = 0.0
             for axis in range(3):
                 heading[axis] = (
@@ -211,14 +220,15 @@ def _walk(seeds, directions, potential, origin, spacing, lengths, steps, wander,
     return points, taken
 
 
-def _grow(seeds, directions, potential, lengths, wander, pull, stop, rng):
+def _grow(seeds, directions, potential, lengths, wander, pull, stop, rng, patience=24):
     head = load_head()
     steps = int(max(lengths.max(), 4))
+    # Bends of several mm, not a jitter from step to step.
     noise = rng.standard_normal((len(seeds), steps, 3))
-    noise = ndimage.gaussian_filter1d(noise, 3.0, axis=1) * 3.3
+    noise = ndimage.gaussian_filter1d(noise, 7.0, axis=1) * np.sqrt(2 * np.sqrt(np.pi) * 7.0)
     return _walk(
         np.ascontiguousarray(seeds, dtype=float), directions, potential, head.origin_mm,
-        GUIDE_SPACING_MM, lengths.astype(np.int64), steps, wander, pull, stop, noise,
+        GUIDE_SPACING_MM, lengths.astype(np.int64), steps, wander, pull, stop, patience, noise,
     )
 
 
@@ -240,34 +250,34 @@ def grow_veins(
     """
     guides = load_guides()
     chains: list[tuple[np.ndarray, np.ndarray]] = []
-    scale = lambda size: calibre * np.exp(rng.normal(0, 0.25, size))  # noqa: E731
+    scale = lambda size: calibre * np.exp(rng.normal(0, 0.35, size))  # noqa: E731
 
-    count = int(750 * density)
+    count = int(950 * density)
     lengths = rng.integers(30, 260, count)
     points, taken = _grow(
         _pick(guides.pial_seeds, count, rng), guides.to_sinus, guides.sinus_distance, lengths,
-        0.22, 0.22, 1.0, rng,
+        0.10, 0.20, 1.0, rng,
     )
     # A vein is wider the nearer it is to the sinus, and a long one more than a short one.
     for path, n, factor in zip(points, taken, scale(count), strict=True):
         grown = np.linspace(0, n * STEP_MM, n) if n else np.zeros(0)
-        radius = 0.14 + 0.0065 * grown
-        chains.append((path[:n], factor * np.minimum(radius, 1.1)))
+        radius = 0.15 + 0.0065 * grown
+        chains.append((path[:n], factor * np.minimum(radius, 0.9)))
 
     count = int(420 * density)
     lengths = rng.integers(16, 90, count)
     points, taken = _grow(
         _pick(guides.deep_white_seeds, count, rng), guides.to_ventricle,
-        guides.ventricle_distance, lengths, 0.10, 0.25, 1.0, rng,
+        guides.ventricle_distance, lengths, 0.05, 0.2, 1.0, rng,
     )
     for path, n, factor in zip(points, taken, scale(count), strict=True):
-        chains.append((path[:n], factor * np.linspace(0.10, 0.26, max(n, 1))[:n]))
+        chains.append((path[:n], factor * np.linspace(0.12, 0.34, max(n, 1))[:n]))
 
     count = int(900 * density)
     lengths = rng.integers(8, 36, count)
     points, taken = _grow(
         _pick(guides.superficial_seeds, count, rng), guides.to_fluid,
-        guides.sinus_distance, lengths, 0.15, 0.3, 0.0, rng,
+        guides.sinus_distance, lengths, 0.06, 0.25, 0.0, rng, patience=1000,
     )
     for path, n, factor in zip(points, taken, scale(count), strict=True):
         chains.append((path[:n], factor * np.linspace(0.10, 0.24, max(n, 1))[:n]))
