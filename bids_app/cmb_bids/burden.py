@@ -14,6 +14,11 @@ from cmb_bids.lesions import DEFINITE, POSSIBLE
 LOBAR, DEEP, INFRATENTORIAL = "lobar", "deep", "infratentorial"
 
 BURDEN_CLASSES = {"0": (0, 0), "1": (1, 1), "2-4": (2, 4), "5-10": (5, 10), ">10": (11, None)}
+POLARITIES = {1: "right-handed", -1: "left-handed"}
+UNSURE_POLARITY = {
+    "weak": "nothing in the image shows the sign of the phase; right-handed was assumed",
+    "conflicting": "head and veins disagree about the sign of the phase; the head was believed",
+}
 EXCEEDANCES = {"p_ge_1": 1, "p_ge_2": 2, "p_gt_4": 5, "p_gt_10": 11}  # P(count >= this)
 
 
@@ -114,8 +119,9 @@ def judge_quality(
     failed = brain_report.get("gate") != PASS
     if failed:
         reasons.append(str(brain_report.get("reason") or "the brain mask failed its check"))
-    warnings = [*phase_report.get("warnings", []), *brain_report.get("warnings", [])]
-    reasons += [str(warning) for warning in warnings]
+    confidence = phase_report.get("polarity_confidence")
+    if confidence in UNSURE_POLARITY:
+        reasons.append(UNSURE_POLARITY[confidence])
     status = FAIL if failed else WARN if reasons else PASS
     # A reason goes into one cell of a table.
     text = "; ".join(" ".join(reason.split()).rstrip(".") for reason in reasons)
@@ -149,7 +155,8 @@ def _describe_scan(
         "mask_source": brain_report.get("source"),
         "mask_volume_ml": _rounded(brain_report.get("volume_ml"), 1),
         "mask_coverage": _rounded(brain_report.get("coverage"), 3),
-        "polarity": phase_report.get("polarity"),
+        "polarity": POLARITIES.get(phase_report.get("polarity_sign")),
+        "polarity_confidence": phase_report.get("polarity_confidence"),
     }
 
 
@@ -176,8 +183,8 @@ def summarise_scan(
     microbleeds, calcifications : DataFrame
         Lesion tables (`cmb_bids.lesions.TABLE_COLUMNS`), possibly empty.
     phase_report, brain_report, classify_report : mapping
-        What the stages reported. Keys used: ``polarity``, ``warnings``; ``gate``, ``reason``,
-        ``source``, ``volume_ml``, ``coverage``, ``warnings``; ``model``, ``version``,
+        What the stages reported. Keys used: ``polarity_sign``, ``polarity_confidence``;
+        ``gate``, ``reason``, ``source``, ``volume_ml``, ``coverage``; ``model``, ``version``,
         ``channels``.
 
     Returns

@@ -213,15 +213,24 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
             "signal": "Signal threshold, because the registered mask failed its check",
         },
     },
-    "mask_volume_ml": {"Description": "Volume of the brain mask.", "Units": "mL"},
+    "mask_volume_ml": {"Description": "Volume of the brain mask that was checked.", "Units": "mL"},
     "mask_coverage": {
-        "Description": "Share of the head's volume in the image that the brain mask covers."
+        "Description": "Share of the brain inside the field of view, by registration of the template."
     },
     "polarity": {
         "Description": "Sign convention the phase was stored with, as found or as configured.",
         "Levels": {
             "right-handed": "Paramagnetic positive",
             "left-handed": "Paramagnetic negative; the sign was turned",
+        },
+    },
+    "polarity_confidence": {
+        "Description": "How sure the sign of the phase is.",
+        "Levels": {
+            "certain": "Said by the configuration",
+            "strong": "Shown by the field of the head or by the veins",
+            "conflicting": "Head and veins disagree; the head was believed",
+            "weak": "Nothing showed it; right-handed was assumed",
         },
     },
 }

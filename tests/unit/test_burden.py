@@ -27,7 +27,7 @@ SCAN = {
     "field_strength_t": 3.0,
     "echoes": [{"echo_time_s": 0.0094}, {"echo_time_s": 0.02}],
 }
-PHASE = {"polarity": "right-handed"}
+PHASE = {"polarity_sign": -1, "polarity_confidence": "strong"}
 BRAIN = {
     "gate": "pass", "reason": None, "source": "registration", "volume_ml": 1432.04,
     "coverage": 0.31,
@@ -104,10 +104,12 @@ def test_a_scan_with_a_failed_mask_has_no_counts_and_says_why():
     assert row["input"] == "complex"
 
 
-def test_warnings_of_the_stages_are_passed_on_and_do_not_remove_counts():
-    phase = {**PHASE, "warnings": ["polarity is uncertain.", "no EchoTime"]}
+@pytest.mark.parametrize("confidence", ["weak", "conflicting"])
+def test_an_unsure_polarity_is_a_warning_that_does_not_remove_counts(confidence):
+    phase = {**PHASE, "polarity_confidence": confidence}
     row = summarise(rows(("definite", True, "deep", 0.9)), phase=phase)
-    assert (row["qc_status"], row["qc_reason"]) == ("warn", "polarity is uncertain; no EchoTime")
+    assert row["qc_status"] == "warn"
+    assert "sign of the phase" in row["qc_reason"]
     assert row["cmb_definite"] == 1
 
 
@@ -129,6 +131,7 @@ def test_inputs_model_and_mask_are_stated():
     both = summarise(rows())
     assert (both["channels"], both["model"]) == ("swi+phase", "shipped 1")
     assert both["echo_times_ms"] == "9.4,20"
+    assert both["polarity"] == "left-handed"
     assert both["mask_volume_ml"] == 1432.0
 
 

@@ -323,7 +323,7 @@ def stage(tmp_path):
     write_json(tmp_path / "scan.json", scan)
     write_json(tmp_path / "brain_report.json", {"gate": "pass", "source": "registration"})
     write_json(tmp_path / "classify_report.json", {"model": "shipped", "channels": ["swi"]})
-    write_json(tmp_path / "phase_report.json", {"polarity": "right-handed"})
+    write_json(tmp_path / "phase_report.json", {"polarity_sign": 1})
 
     def run(**changed):
         inputs = {
