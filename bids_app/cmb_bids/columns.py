@@ -215,7 +215,7 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
     },
     "mask_volume_ml": {"Description": "Volume of the brain mask that was checked.", "Units": "mL"},
     "mask_coverage": {
-        "Description": "Share of the brain inside the field of view, by registration of the template."
+        "Description": "Share of the brain inside the field of view, by the registered template."
     },
     "polarity": {
         "Description": "Sign convention the phase was stored with, as found or as configured.",
