@@ -166,7 +166,7 @@ def process_complex(
     head, _ = head_mask(sum(magnitudes[1:], magnitudes[0]), sizes)
     core, _ = core_of_head(magnitudes[-1], head, sizes)
     combined, weights = combine_magnitudes(magnitudes, times, head, swi_config.echo_combination)
-    filtered = already_filtered(magnitudes[-1], phases[-1], head, sizes, axis, n_threads)
+    filtered = already_filtered(magnitudes[-1], phases[-1], core, sizes, axis, n_threads)
     if filtered:
         unwrapping, filtering = "none", "none"
         unwrapped_echoes = high_echoes = phases

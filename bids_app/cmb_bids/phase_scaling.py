@@ -84,6 +84,10 @@ def scale_phase(
     if not valid.any():
         raise BadData(path, "holds no finite value", "Convert the phase image again")
     low, high = _range(stored, valid)
+    if low == high and scale == "auto":
+        raise BadData(
+            path, f"is {low:g} everywhere, which is no phase", "Convert the phase image again"
+        )
     if scale == "auto":
         rule = _recognise(stored, low, high, slope, intercept, units)
     else:

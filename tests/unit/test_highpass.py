@@ -76,7 +76,7 @@ def test_gaussian_highpass_is_in_mm_and_flat_at_edges():
 
 def test_filtered_phase_is_told_from_raw_phase():
     rng = np.random.default_rng(1)
-    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (96, 96, 10)], indexing="ij")
+    x, y, _ = np.meshgrid(*[np.linspace(-1, 1, n) for n in (96, 96, 10)], indexing="ij")
     mask = x**2 + y**2 < 0.8
     magnitude = np.where(mask, 100.0, 1.0)
     raw = 6 * (x**2 - y**2) + 2 * y + 1
