@@ -55,7 +55,7 @@ class ModelDescription:
     """Everything about a network but its weights."""
 
     channels: tuple[str, ...] = CONTRAST_AND_PHASE
-    widths: tuple[int, int, int] = (24, 48, 96)
+    widths: tuple[int, int, int] = (16, 32, 64)
     geometry: PatchGeometry = field(default_factory=PatchGeometry)
     calibration: Calibration = field(default_factory=Calibration)
     name: str = "untrained"

@@ -1,6 +1,7 @@
 """Training: labels by distance, honest scores, and a run that resumes to the same weights."""
 
 import argparse
+import dataclasses
 import json
 
 import numpy as np
@@ -152,7 +153,7 @@ def toy_patches(n, channels, rng):
 def small_network(channels=2, seed=0):
     torch.manual_seed(seed)
     names = ("contrast", "highpass")[:channels]
-    return MicrobleedNet(ModelDescription(channels=names, widths=(8, 8, 16), name="toy"))
+    return MicrobleedNet(ModelDescription(channels=names, widths=(6, 8, 12), name="toy"))
 
 
 def test_it_learns_shape_and_sign_of_phase():
@@ -249,3 +250,52 @@ def test_too_few_cases_and_absent_devices_are_refused(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UsageError):
             cli.run(arguments("--output", str(tmp_path), "--device", "cuda"))
+
+
+@pytest.fixture
+def coarse_protocol(monkeypatch):
+    """A protocol of 3 mm voxels: the physics and the pipeline at a hundredth of the cost."""
+    cases = pytest.importorskip("cmb_bids.training.cases")
+    protocol = dataclasses.replace(
+        cases.PROTOCOLS["ukb"], matrix=(64, 76, 56), voxel_mm=(2.8, 2.8, 3.1)
+    )
+    monkeypatch.setattr(cases, "PROTOCOLS", {"ukb": protocol})
+    monkeypatch.setattr(cases, "PROTOCOL_SHARES", {"ukb": 1.0})
+    monkeypatch.setattr(cases, "OVERSAMPLING", {"ukb": (1.0, 1.0, 1.0)})
+    return cases
+
+
+def test_a_case_is_made_by_the_pipeline(coarse_protocol):
+    case = coarse_protocol.make_case(14, 3)
+    assert case.split == "validation"
+    assert set(case.candidates) == {"complex", "magnitude"}
+    found = case.candidates["complex"]
+    assert found.patches.shape == (len(found.labels), 2, *SMALL)
+    assert found.patches.dtype == np.float16
+    assert np.isfinite(found.patches).all()
+    again, recipe = coarse_protocol.draw_recipe(np.random.default_rng([3, 14]), False)
+    assert again.seed == recipe.seed == case.recipe["seed"]
+
+
+def test_training_recipes_vary_and_held_out_ones_keep_the_protocol():
+    cases = pytest.importorskip("cmb_bids.training.cases")
+    held_out = [cases.draw_recipe(np.random.default_rng(i), False)[0] for i in range(10)]
+    assert all(spec.protocol == cases.PROTOCOLS[spec.protocol.name] for spec in held_out)
+    varied = [cases.draw_recipe(np.random.default_rng(i), True)[0] for i in range(10)]
+    for spec in varied:
+        nominal = cases.PROTOCOLS[spec.protocol.name].field_of_view_mm
+        np.testing.assert_allclose(spec.protocol.field_of_view_mm, nominal, rtol=1e-6)
+    assert len({spec.protocol.voxel_mm for spec in varied}) == 10
+
+
+def test_disturbed_mask_moves_its_surface_by_mm():
+    cases = pytest.importorskip("cmb_bids.training.cases")
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    x, y, z = np.meshgrid(np.arange(80), np.arange(80), np.arange(40) * 2, indexing="ij")
+    distance = np.sqrt((x - 40) ** 2 + (y - 40) ** 2 + (z - 40) ** 2)
+    rng = np.random.default_rng(0)
+    grown = cases.disturbed_mask(distance < 25, affine, 2.0, 0.0, rng)
+    radius = (grown.sum() * 2 * 3 / 4 / np.pi) ** (1 / 3)
+    assert radius == pytest.approx(27, abs=0.8)
+    wobbly = cases.disturbed_mask(distance < 25, affine, 0.0, 2.0, rng)
+    assert 0.6 < (wobbly & (distance < 25)).sum() / (distance < 25).sum() < 1

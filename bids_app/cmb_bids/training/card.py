@@ -126,11 +126,11 @@ def _by_protocol(protocols: dict[str, dict[str, Any]]) -> str:
 def _made_from(metrics: dict[str, Any]) -> str:
     data, training, calibration = metrics["data"], metrics["training"], metrics["calibration"]
     counts = ", ".join(f"{n} {name}" for name, n in data["training_candidates"].items())
+    keys = ", ".join(f"`{key}`" for key in data["keys"])
     return "\n".join(
         [
-            f"- Data: {data['cases']} simulated scans (seed {data['seed']}, data key "
-            f"{', '.join(f'`{key}`' for key in data['keys'])}), split by participant {data['split']}; training candidates: "
-            f"{counts}.",
+            f"- Data: {data['cases']} simulated scans (seed {data['seed']}, data key {keys}), "
+            f"split by participant {data['split']}; training candidates: {counts}.",
             f"- Training: seed {training['seed']}, {training['steps']} steps of "
             f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
             f"{training['device']}.",

@@ -34,22 +34,22 @@ from cmb_bids.training.labels import label_candidates
 from cmb_bids.training.shards import CandidateSet, Case, split_at
 from cmb_bids.volumes import voxel_sizes
 
-PROTOCOL_SHARES = {"ukb": 0.34, "3T": 0.32, "1.5T": 0.22, "7T": 0.12}
+PROTOCOL_SHARES = {"ukb": 0.40, "3T": 0.30, "1.5T": 0.22, "7T": 0.08}
 # Voxels of training scans, relative to the protocol's: in-plane, across slices.
 VOXEL_FACTORS = {
-    "ukb": ((0.85, 1.2), (0.6, 1.05)),
-    "3T": ((1.0, 1.6), (0.75, 1.3)),
-    "1.5T": ((0.9, 1.5), (0.8, 1.3)),
-    "7T": ((1.3, 1.9), (1.1, 1.7)),
+    "ukb": ((0.85, 1.2), (0.75, 1.1)),
+    "3T": ((1.2, 1.7), (0.8, 1.4)),
+    "1.5T": ((1.0, 1.5), (0.9, 1.4)),
+    "7T": ((1.5, 2.1), (1.2, 1.9)),
 }
 OVERSAMPLING = {
-    "ukb": (1.25, 1.25, 2.0),
+    "ukb": (1.0, 1.0, 2.0),
     "3T": (1.0, 1.0, 1.5),
-    "1.5T": (1.0, 1.5, 1.5),
+    "1.5T": (1.0, 1.25, 1.5),
     "7T": (1.0, 1.0, 1.0),
 }
 BIAS_SIGMA_MM = 25.0
-MAGNITUDE_SHARE = 0.6  # of the training cases also serve the one-channel model: it saves time
+MAGNITUDE_SHARE = 0.4  # of the training cases also serve the one-channel model: it saves time
 TRUTH_COLUMNS = ("name", "x", "y", "z", "diameter_mm", "susceptibility_ppm", "contrast_to_noise")
 
 
@@ -168,12 +168,12 @@ def varied_protocol(
 
 def enriched(spec: SubjectSpec, rng: np.random.Generator) -> SubjectSpec:
     """More microbleeds and calcifications than a cohort has, and other echo times."""
-    microbleeds = int(min(45, rng.geometric(1 / 18))) if rng.random() < 0.85 else 0
+    microbleeds = int(min(55, rng.geometric(1 / 25))) if rng.random() < 0.85 else 0
     factor = float(rng.uniform(0.8, 1.3))
     return dataclasses.replace(
         spec,
         microbleeds=microbleeds,
-        mimic_load=float(rng.uniform(1.0, 6.0)),
+        mimic_load=float(rng.uniform(2.0, 9.0)),
         echo_times_s=tuple(round(t * factor, 5) for t in spec.echo_times_s),
     )
 

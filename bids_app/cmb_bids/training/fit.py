@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MARGIN_VOXELS = (2, 2, 1)  # stored around each patch, so that it can be shifted
 CLASS_SHARES = (0.30, 0.20, 0.50)  # of a batch; candidates are nine tenths 'other'
+LAYOUT = torch.channels_last_3d  # a third faster on CPUs
 STEPS_TIMED = 12  # enough to tell how many fit in a time budget
 WARMING_STEPS = 4  # not timed: the first allocate and plan
 
@@ -136,7 +137,7 @@ class Progress:
     @classmethod
     def start(cls, network: MicrobleedNet, config: FitConfig) -> Progress:
         """Begin from this network."""
-        network = network.to(config.device)
+        network = network.to(config.device, memory_format=LAYOUT)  # type: ignore[call-overload]
         average = MicrobleedNet(network.description).to(config.device)
         average.load_state_dict(network.state_dict())
         optimiser = torch.optim.AdamW(
@@ -273,7 +274,7 @@ def _one_step(
     torch.manual_seed(int(rng.integers(2**31)))  # dropout
     chosen = sample_batch(labels, config.batch_size, rng)
     stored = torch.from_numpy(patches[chosen].astype(np.float32))
-    batch = augment(stored, MARGIN_VOXELS, rng).to(config.device)
+    batch = augment(stored, MARGIN_VOXELS, rng).to(config.device, memory_format=LAYOUT)
     target = torch.from_numpy(labels[chosen].astype(np.int64)).to(config.device)
     network, optimiser = progress.network.train(), progress.optimiser
     for group in optimiser.param_groups:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
+from cmb_bids.evaluate import match_points
 from cmb_bids.resnet import Calibration, calibrate
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, ranked_hits
 
@@ -93,11 +94,16 @@ def choose_thresholds(cases: Sequence[ScoredCase]) -> tuple[float, float]:
 def detection_metrics(cases: Sequence[ScoredCase], threshold: float) -> dict[str, Any]:
     """Sensitivity, precision, F1 and false positives of calls at a threshold.
 
-    Lesions without a candidate count as missed; a second call on one lesion counts as false.
+    One-to-one matching within 5 mm, as `cmb_bids.evaluate` does it. Lesions without a candidate
+    count as missed; a second call on one lesion counts as false.
     """
-    scores, hits, lesions = pooled_hits(cases)
-    called = scores >= threshold
-    true, false = int((hits & called).sum()), int((~hits & called).sum())
+    lesions = sum(len(case.microbleeds_mm) for case in cases)
+    true = called = 0
+    for case in cases:
+        points = case.points_mm[case.probabilities[:, MICROBLEED] >= threshold]
+        true += len(match_points(case.microbleeds_mm, points))
+        called += len(points)
+    false = called - true
     sensitivity = true / lesions if lesions else None
     precision = true / (true + false) if true + false else None
     free = [case for case in cases if not len(case.microbleeds_mm)]
