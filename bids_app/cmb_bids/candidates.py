@@ -28,10 +28,22 @@ from cmb_bids.volumes import voxel_sizes, voxel_to_world
 
 COLUMNS = ("index", "name", "x", "y", "z", "i", "j", "k", "score", "radius_mm", "contrast")
 
-# Weights of log symmetry and log depth of each contrast, fitted on simulated scans: see
+# Weights of the features, fitted (non-negative logistic regression) on simulated scans: see
 # docs/candidates.md.
-WEIGHTS = {"magnitude": (0.5, 1.0), "swi": (1.0, 0.0), "phase": (1.0, 0.0)}
-FAINTEST_SYMMETRY = 1e-3  # symmetry below this is noise and counts the same
+WEIGHTS = {
+    "symmetry_magnitude": 0.4,
+    "symmetry_swi": 0.2,
+    "symmetry_phase": 1.5,
+    "depth": 1.5,
+    "enclosed": 1.5,
+}
+WEIGHTS_WITHOUT_PHASE = {
+    "symmetry_magnitude": 1.2,
+    "symmetry_swi": 0.5,
+    "depth": 0.5,
+    "enclosed": 1.5,
+}
+FAINTEST_SYMMETRY = 3e-3  # symmetry below this is noise and counts the same
 GREATEST_DEPTH = 60.0  # times the noise; deeper than this is no more likely a lesion
 
 
@@ -64,6 +76,8 @@ class CandidateConfig:
         Smoothing before gradients are taken.
     noise_factor : float
         Gradients vote above this multiple of the median gradient in the brain.
+    strong_factor : float
+        Gradients count as full strength from this multiple of the same median on.
     working_pixel_mm : float
         Finer grids are averaged to about this size; thicker slices stay as they are.
     mask_dilation_mm : float
@@ -80,6 +94,7 @@ class CandidateConfig:
     alpha: float = 2.0
     gradient_sigma_mm: float = 0.6
     noise_factor: float = 1.0
+    strong_factor: float = 5.0
     working_pixel_mm: float = 0.75
     mask_dilation_mm: float = 2.0
     merge_distance_mm: float = 2.5
@@ -223,7 +238,7 @@ class _Contrast(NamedTuple):
 
     name: str
     image: np.ndarray
-    strength: np.ndarray
+    symmetry: np.ndarray
     radius_mm: np.ndarray
 
 
@@ -266,8 +281,9 @@ def _contrasts(
             alpha=config.alpha,
             gradient_sigma_mm=config.gradient_sigma_mm,
             noise_factor=config.noise_factor,
+            strong_factor=config.strong_factor,
         )
-        contrasts.append(_Contrast(name, filled, symmetry.strength, symmetry.radius_mm))
+        contrasts.append(_Contrast(name, filled, symmetry.peak, symmetry.radius_mm))
     return contrasts
 
 
@@ -305,45 +321,75 @@ def _dark_centroids(
     return moved
 
 
-def _depth(
-    image: np.ndarray, places: np.ndarray, voxel_sizes_mm: np.ndarray, inside: np.ndarray
-) -> np.ndarray:
-    """How much darker each place (n,) is than what encloses it, in units of tissue noise.
+def _local_noise(detail: np.ndarray, noise: float, voxel_sizes_mm: np.ndarray) -> np.ndarray:
+    """Spread (x, y, z) of the fine detail within about 6 mm, edges held back to 6 times noise.
 
-    The core is the darkest voxel within 1 mm. What encloses it is the fifth of the directions
-    that are darkest at 1.5 to 4 mm (never nearer than a slice), so that a vessel, which goes on
-    in two directions, encloses little. The best of several radii counts.
+    A shallow dark spot in even white matter is worth more than the same among sulci.
     """
-    smooth = smoothed(image, voxel_sizes_mm, 0.5)
+    limited = np.minimum(detail**2, (6 * noise) ** 2)
+    spread = np.sqrt(smoothed(limited, voxel_sizes_mm, 6.0))
+    return np.maximum(spread, 0.3 * noise)
+
+
+def _depths(
+    image: np.ndarray, places: np.ndarray, voxel_sizes_mm: np.ndarray, brain: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How dark each place is against its surroundings: mean depth and enclosed depth, each (n,).
+
+    The core is the darkest voxel within 1 mm. The surroundings are 64 directions at 2 to 8 mm,
+    never nearer than a slice; the best of these distances counts. The mean depth is against
+    their mean, the enclosed depth against the darkest twentieth of them: a vessel goes on in two
+    directions and encloses nothing. Both are in units of the local noise. Outside the brain the
+    brain's local mean stands in: a cortical lesion beside the dark skull is as enclosed as any
+    other, and the skull itself is not deep.
+    """
+    smooth = smoothed(fill_outside(image, brain, voxel_sizes_mm), voxel_sizes_mm, 0.5)
     detail = smooth - smoothed(smooth, voxel_sizes_mm, 3.0)
-    noise = 1.4826 * float(np.median(np.abs(detail[inside]))) if inside.any() else 0.0
+    noise = max(1.4826 * float(np.median(np.abs(detail[brain]))), 1e-6)
+    local = _sample(_local_noise(detail, noise, voxel_sizes_mm), places)
     darkest = ndimage.minimum_filter(
-        smooth, footprint=_neighbourhood(1.0, voxel_sizes_mm), mode="nearest"
+        smooth,
+        footprint=_neighbourhood(1.0, voxel_sizes_mm),
+        mode="nearest",
     )
     core = _sample(darkest, places)
     directions = _ball_directions()
-    best = np.zeros(len(places))
-    for radius in (2.0, 3.0, 4.0, 6.0, 8.0):
-        reach = np.maximum(radius, 1.1 * voxel_sizes_mm) / voxel_sizes_mm
+    mean, enclosed = np.zeros(len(places)), np.zeros(len(places))
+    for distance in (2.0, 3.0, 4.0, 6.0, 8.0):
+        reach = np.maximum(distance, 1.1 * voxel_sizes_mm) / voxel_sizes_mm
         around = _sample(smooth, places[:, None, :] + directions * reach)
-        best = np.maximum(best, np.quantile(around, 0.2, axis=1) - core)
-    return best / max(noise, 1e-6)
+        mean = np.maximum(mean, around.mean(axis=1) - core)
+        enclosed = np.maximum(enclosed, np.quantile(around, 0.05, axis=1) - core)
+    return mean / local, enclosed / local
 
 
-def _evidence(
-    contrasts: list[_Contrast], places: np.ndarray, inside: np.ndarray, grid: _Grid
-) -> np.ndarray:
-    """Score (n,) of each place: a weighted sum over contrasts of log symmetry and log depth."""
+def describe_places(
+    contrasts: list[_Contrast], places: np.ndarray, brain: np.ndarray, grid: _Grid
+) -> pd.DataFrame:
+    """Features of each place (n, 3): the logarithms that `WEIGHTS` are for.
+
+    ``symmetry_<contrast>`` is the strongest radial symmetry within 1.2 mm; ``depth`` and
+    ``enclosed`` are the magnitude's, see `_depths`.
+    """
     footprint = _neighbourhood(1.2, grid.voxel_sizes_mm)
-    scores = np.zeros(len(places))
+    features = {}
     for contrast in contrasts:
-        nearby = ndimage.maximum_filter(contrast.strength, footprint=footprint, mode="nearest")
-        symmetry = np.log(np.maximum(_sample(nearby, places), FAINTEST_SYMMETRY))
-        depth = np.log1p(
-            np.minimum(_depth(contrast.image, places, grid.voxel_sizes_mm, inside), GREATEST_DEPTH)
-        )
-        scores += WEIGHTS[contrast.name][0] * symmetry + WEIGHTS[contrast.name][1] * depth
-    return scores / sum(WEIGHTS[contrast.name][0] for contrast in contrasts)
+        nearby = ndimage.maximum_filter(contrast.symmetry, footprint=footprint, mode="nearest")
+        symmetry = np.maximum(_sample(nearby, places), FAINTEST_SYMMETRY)
+        features[f"symmetry_{contrast.name}"] = np.log(symmetry)
+    depth, enclosed = _depths(contrasts[0].image, places, grid.voxel_sizes_mm, brain)
+    features["depth"] = np.log1p(np.minimum(depth, GREATEST_DEPTH))
+    features["enclosed"] = np.log1p(np.minimum(enclosed, GREATEST_DEPTH))
+    return pd.DataFrame(features)
+
+
+def score_places(features: pd.DataFrame) -> np.ndarray:
+    """Rank score (n,): weighted sum of the features; other weights where there is no phase."""
+    weights = WEIGHTS if "symmetry_phase" in features else WEIGHTS_WITHOUT_PHASE
+    return sum(
+        (weights[name] * features[name].to_numpy() for name in features if name in weights),
+        start=np.zeros(len(features)),
+    )
 
 
 def suppress_neighbours(points: np.ndarray, scores: np.ndarray, distance_mm: float) -> np.ndarray:
@@ -437,7 +483,7 @@ def find_candidates(
     if table.empty:
         return empty_candidates()
     places = table[["a", "b", "c"]].to_numpy()
-    table["score"] = _evidence(contrasts, places, brain, grid)
+    table["score"] = score_places(describe_places(contrasts, places, brain, grid))
     table[["i", "j", "k"]] = grid.to_scan(places)
     points = voxel_to_world(affine, table[["i", "j", "k"]].to_numpy())
     table[["x", "y", "z"]] = points
@@ -455,7 +501,7 @@ def _places_of(
     config: CandidateConfig,
 ) -> pd.DataFrame:
     """Local maxima of one contrast, moved to the centre of the dark spot in that contrast."""
-    peaks = _local_maxima(contrast.strength, inside, config.maxima_per_contrast)
+    peaks = _local_maxima(contrast.symmetry, inside, config.maxima_per_contrast)
     places = _dark_centroids(contrast.image, peaks, grid.voxel_sizes_mm)
     table = pd.DataFrame(places, columns=["a", "b", "c"])
     table["radius_mm"] = contrast.radius_mm[tuple(peaks.T)].astype(float)
