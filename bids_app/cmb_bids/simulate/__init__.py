@@ -13,7 +13,8 @@ In-process use (training, tests)::
     scan.regions        # (x, y, z) uint8 atlas ids (right hemisphere + 100)
     scan.lesion_labels  # (x, y, z) uint16, the truth index of each lesion
     scan.truth          # DataFrame: index name x y z diameter_mm apparent_diameter_mm
-                        # susceptibility_ppm contrast_to_noise hemisphere mars_region mars_class site
+                        # susceptibility_ppm contrast_to_noise hemisphere mars_region
+                        # mars_class site
 
 ``dataclasses.replace(spec, ...)`` changes single conditions. Groups: healthy, haemodialysis,
 tbi, stroke, population. The same spec gives the same scan.
@@ -24,6 +25,13 @@ from cmb_bids.simulate.scan import SimulatedScan, simulate_scan
 from cmb_bids.simulate.subject import GROUPS, PAPER_COHORT, SubjectSpec, sample_subject
 
 __all__ = [
-    "GROUPS", "PAPER_COHORT", "PROTOCOLS", "Protocol", "SimulatedScan", "SubjectSpec",
-    "get_protocol", "sample_subject", "simulate_scan",
+    "GROUPS",
+    "PAPER_COHORT",
+    "PROTOCOLS",
+    "Protocol",
+    "SimulatedScan",
+    "SubjectSpec",
+    "get_protocol",
+    "sample_subject",
+    "simulate_scan",
 ]

@@ -17,38 +17,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``cmb-lab simulate``."""
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="dataset to write")
     parser.add_argument(
-        "--participants", type=int, default=None, metavar="N",
+        "--participants",
+        type=int,
+        default=None,
+        metavar="N",
         help="number of participants (default: 4, or all 41 of --cohort paper)",
     )
     parser.add_argument(
-        "--protocol", nargs="+", default=["ukb"], choices=[*PROTOCOLS], metavar="NAME",
+        "--protocol",
+        nargs="+",
+        default=["ukb"],
+        choices=[*PROTOCOLS],
+        metavar="NAME",
         help=f"one or more of {', '.join(PROTOCOLS)}; several take turns (default: ukb)",
     )
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument(
-        "--group-mix", default=DEFAULT_MIX, metavar="GROUP[=N],...",
+        "--group-mix",
+        default=DEFAULT_MIX,
+        metavar="GROUP[=N],...",
         help=f"clinical groups that take turns, =N repeating one: {', '.join(GROUPS)} "
         f"(default: {DEFAULT_MIX})",
     )
     groups.add_argument(
-        "--cohort", choices=["paper", "population"],
+        "--cohort",
+        choices=["paper", "population"],
         help="paper: 13 haemodialysis, 9 TBI, 9 stroke, 10 healthy; "
         "population: UK Biobank-like prevalence",
     )
     parser.add_argument(
-        "--polarity", default="vendor", choices=["vendor", "right-handed", "left-handed", "mixed"],
-        help="sign of the stored phase; right-handed: paramagnetic positive (default: the vendor's)",
+        "--polarity",
+        default="vendor",
+        choices=["vendor", "right-handed", "left-handed", "mixed"],
+        help="sign of stored phase; right-handed: paramagnetic positive (default: the vendor's)",
     )
     parser.add_argument(
-        "--phase-scale", "--vendor", default="siemens", choices=[*PHASE_SCALES, "mixed"],
+        "--phase-scale",
+        "--vendor",
+        default="siemens",
+        choices=[*PHASE_SCALES, "mixed"],
         help="how phase is stored (default: siemens, integers within +-4096)",
     )
     parser.add_argument(
-        "--obliquity", type=float, metavar="DEGREES",
+        "--obliquity",
+        type=float,
+        metavar="DEGREES",
         help="angle between the slice normal and the main field (default: varies, 0 to 25)",
     )
     parser.add_argument(
-        "--snr", type=float, metavar="RATIO",
+        "--snr",
+        type=float,
+        metavar="RATIO",
         help="signal-to-noise of white matter, first echo (default: varies by protocol)",
     )
     parser.add_argument("--noise", type=float, default=1.0, help="multiplier of the noise")
@@ -62,7 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same files (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
-        "--oversampling", type=float, nargs="+", metavar="RATIO",
+        "--oversampling",
+        type=float,
+        nargs="+",
+        metavar="RATIO",
         help="simulation grid over acquisition grid, one value or three (default: the protocol's)",
     )
     parser.add_argument(
@@ -77,7 +99,8 @@ def parse_groups(text: str) -> tuple[str, ...]:
         name, _, number = part.strip().partition("=")
         if name not in GROUPS or (number and not number.isdigit()):
             raise UsageError(
-                "--group-mix", f"cannot read '{part.strip()}'",
+                "--group-mix",
+                f"cannot read '{part.strip()}'",
                 f"Write GROUP or GROUP=N with the groups {', '.join(GROUPS)}",
             )
         counts[name] = int(number or 1)
@@ -87,9 +110,7 @@ def parse_groups(text: str) -> tuple[str, ...]:
 def interleave(counts: dict[str, int]) -> tuple[str, ...]:
     """Spread groups evenly, so that any first few participants hold all of them."""
     turns = sorted(
-        ((turn + 0.5) / number, name)
-        for name, number in counts.items()
-        for turn in range(number)
+        ((turn + 0.5) / number, name) for name, number in counts.items() for turn in range(number)
     )
     if not turns:
         raise UsageError("--group-mix", "names nobody", "Give at least one group")
@@ -160,7 +181,10 @@ def run(options: argparse.Namespace) -> int:
     if oversampling is not None:
         oversampling = oversampling[0] if len(oversampling) == 1 else tuple(oversampling)
     done = simulate_dataset(
-        options.output_dir, plan, device=options.device, oversampling=oversampling,
+        options.output_dir,
+        plan,
+        device=options.device,
+        oversampling=oversampling,
         workers=options.workers,
         report=lambda label: print(f"sub-{label} written", flush=True),
     )

@@ -28,17 +28,17 @@ PARTICIPANT_COLUMNS = {
     "group": {
         "Description": "Clinical group whose lesion load and places were simulated",
         "Levels": {
-            "healthy": "healthy volunteer", "haemodialysis": "on maintenance haemodialysis",
-            "tbi": "after traumatic brain injury", "stroke": "after stroke",
+            "healthy": "healthy volunteer",
+            "haemodialysis": "on maintenance haemodialysis",
+            "tbi": "after traumatic brain injury",
+            "stroke": "after stroke",
             "population": "population study, UK Biobank-like prevalence",
         },
     },
     "protocol": {"Description": "Simulated acquisition protocol"},
 }
 TRUTH_DESCRIBED = {
-    "index": {
-        "Description": "Row number; the value of a microbleed's or calcification's voxels in the image"
-    },
+    "index": {"Description": "Row number; the value of a microbleed's or calcification's voxels"},
     "name": {
         "Description": "What it is",
         "Levels": {
@@ -51,19 +51,18 @@ TRUTH_DESCRIBED = {
     "y": {"Description": "Centre, scanner RAS+ y", "Units": "mm"},
     "z": {"Description": "Centre, scanner RAS+ z", "Units": "mm"},
     "diameter_mm": {
-        "Description": "True diameter (sphere of equal volume; for a vein, its lumen)", "Units": "mm"
+        "Description": "True diameter (sphere of equal volume; for a vein, its lumen)",
+        "Units": "mm",
     },
     "apparent_diameter_mm": {
         "Description": "Diameter as seen, blooming included: sphere of the volume below half "
         "contrast in the magnitude of the last echo",
         "Units": "mm",
     },
-    "susceptibility_ppm": {
-        "Description": "Magnetic susceptibility against tissue", "Units": "ppm"
-    },
+    "susceptibility_ppm": {"Description": "Magnetic susceptibility against tissue", "Units": "ppm"},
     "contrast_to_noise": {
-        "Description": "Surroundings minus core in the magnitude of the last echo, over the noise's "
-        "standard deviation"
+        "Description": "Surroundings minus core in the magnitude of the last echo, over the "
+        "standard deviation of the noise"
     },
     "hemisphere": {"Description": "Side (left or right); n/a outside labelled brain"},
     "mars_region": {"Description": "Region of the MARS scale; n/a outside labelled tissue"},
@@ -175,7 +174,7 @@ def is_whole(folder: Path, participant: Participant, magnitude_only: bool) -> bo
 def write_scan(
     folder: Path, participant: Participant, scan: SimulatedScan, magnitude_only: bool
 ) -> None:
-    """Write one participant's raw images and truth; the truth table last, as a sign of being whole."""
+    """Write one participant's raw images and truth."""
     name = f"sub-{participant.label}"
     anat = folder / name / "anat"
     magnitudes = store_magnitudes(scan.magnitudes)
@@ -190,30 +189,39 @@ def write_scan(
     source = [
         f"bids:raw:{name}/anat/{stem}.nii.gz" for _, _, stem in image_names(participant, True)
     ]
-    mask = truth / f"{name}_desc-brain_mask"
-    write_volume(mask.with_name(mask.name + ".nii.gz"), scan.brain_mask, scan.affine, np.uint8)
+    write_volume(truth / f"{name}_desc-brain_mask.nii.gz", scan.brain_mask, scan.affine, np.uint8)
     write_json(
-        mask.with_name(mask.name + ".json"),
-        {"Type": "Brain", "Sources": source,
-         "Description": "True brain, with sulci and ventricles"},
+        truth / f"{name}_desc-brain_mask.json",
+        {
+            "Type": "Brain",
+            "Sources": source,
+            "Description": "True brain, with sulci and ventricles",
+        },
     )
-    stem = truth / f"{name}_desc-truth_dseg"
     write_volume(
-        stem.with_name(stem.name + ".nii.gz"), scan.lesion_labels, scan.affine, np.uint16
+        truth / f"{name}_desc-truth_dseg.nii.gz", scan.lesion_labels, scan.affine, np.uint16
     )
     described = {
         "Description": "True cores of microbleeds and calcifications; the table also lists vein "
         "crossings, which have no voxels",
-        "Manual": False, "Sources": source, "SimulationSeed": participant.spec.seed,
-        "PhasePolarity": participant.polarity, "PhaseScale": participant.phase_scale,
+        "Manual": False,
+        "Sources": source,
+        "SimulationSeed": participant.spec.seed,
+        "PhasePolarity": participant.polarity,
+        "PhaseScale": participant.phase_scale,
         "ObliquityDegrees": round(participant.spec.obliquity_deg, 2),
     }
-    write_json(stem.with_name(stem.name + ".json"), described | TRUTH_DESCRIBED)
-    write_table(stem.with_name(stem.name + ".tsv"), scan.truth)
+    write_json(truth / f"{name}_desc-truth_dseg.json", described | TRUTH_DESCRIBED)
+    # The table comes last: where it stands, the participant is whole.
+    write_table(truth / f"{name}_desc-truth_dseg.tsv", scan.truth)
 
 
 def simulate_participant(
-    folder: Path, participant: Participant, magnitude_only: bool, device: str, oversampling: Any,
+    folder: Path,
+    participant: Participant,
+    magnitude_only: bool,
+    device: str,
+    oversampling: Any,
     threads: int,
 ) -> str:
     """Simulate and write one participant (one job of a pool)."""
@@ -221,7 +229,7 @@ def simulate_participant(
     import torch
 
     torch.set_num_threads(threads)
-    numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
+    numba.set_num_threads(min(threads, numba.get_num_threads()))
     scan = simulate_scan(participant.spec, device, oversampling)
     write_scan(folder, participant, scan, magnitude_only)
     return participant.label
@@ -232,9 +240,14 @@ def write_dataset_files(folder: Path, plan: CohortPlan, members: list[Participan
     generator = {"Name": "cmb-lab simulate", "Version": cmb_bids.__version__}
     write_json(
         folder / "dataset_description.json",
-        {"Name": "Simulated cerebral microbleeds", "BIDSVersion": BIDS_VERSION,
-         "DatasetType": "raw", "License": "CC0", "Authors": ["cmb-lab simulate"],
-         "GeneratedBy": [generator]},
+        {
+            "Name": "Simulated cerebral microbleeds",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "raw",
+            "License": "CC0",
+            "Authors": ["cmb-lab simulate"],
+            "GeneratedBy": [generator],
+        },
     )
     write_text(folder / "README.md", README.format(version=cmb_bids.__version__, seed=plan.seed))
     table = pd.DataFrame(
@@ -249,9 +262,15 @@ def write_dataset_files(folder: Path, plan: CohortPlan, members: list[Participan
     write_table(folder / "participants.tsv", table, PARTICIPANT_COLUMNS)
     write_json(
         folder / TRUTH_FOLDER / "dataset_description.json",
-        {"Name": "Truth of the simulated cerebral microbleeds", "BIDSVersion": BIDS_VERSION,
-         "DatasetType": "derivative", "License": "CC0", "GeneratedBy": [generator],
-         "DatasetLinks": {"raw": "../.."}, "SourceDatasets": [{"URL": "bids:raw:"}]},
+        {
+            "Name": "Truth of the simulated cerebral microbleeds",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "License": "CC0",
+            "GeneratedBy": [generator],
+            "DatasetLinks": {"raw": "../.."},
+            "SourceDatasets": [{"URL": "bids:raw:"}],
+        },
     )
     write_text(folder / TRUTH_FOLDER / "README.md", TRUTH_README)
 
@@ -311,8 +330,12 @@ def check_settings(folder: Path, plan: CohortPlan, oversampling: Any) -> None:
 
 
 def simulate_dataset(
-    folder: Path, plan: CohortPlan, *, device: str = "cpu",
-    oversampling: float | tuple[float, float, float] | None = None, workers: int = 1,
+    folder: Path,
+    plan: CohortPlan,
+    *,
+    device: str = "cpu",
+    oversampling: float | tuple[float, float, float] | None = None,
+    workers: int = 1,
     report: Any = None,
 ) -> list[str]:
     """Simulate what is missing of a cohort.
@@ -365,7 +388,12 @@ def simulate_dataset(
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(
-                simulate_participant, folder, member, plan.magnitude_only, device, oversampling,
+                simulate_participant,
+                folder,
+                member,
+                plan.magnitude_only,
+                device,
+                oversampling,
                 threads,
             )
             for member in missing

@@ -24,17 +24,40 @@ TISSUES = {
     name: label
     for label, name in enumerate(
         [
-            "air", "fat", "soft", "skull", "csf", "ventricle", "grey", "white", "caudate",
-            "putamen", "pallidum", "thalamus", "red_nucleus", "substantia_nigra", "dentate",
-            "brainstem", "cerebellum_grey", "cerebellum_white", "sinus_air", "choroid_plexus",
-            "pineal", "falx",
+            "air",
+            "fat",
+            "soft",
+            "skull",
+            "csf",
+            "ventricle",
+            "grey",
+            "white",
+            "caudate",
+            "putamen",
+            "pallidum",
+            "thalamus",
+            "red_nucleus",
+            "substantia_nigra",
+            "dentate",
+            "brainstem",
+            "cerebellum_grey",
+            "cerebellum_white",
+            "sinus_air",
+            "choroid_plexus",
+            "pineal",
+            "falx",
         ]
     )
 }
 OUTSIDE = ("air", "fat", "soft", "skull", "sinus_air")
 NUCLEI_SUSCEPTIBILITY_PPM = {
-    "caudate": 0.04, "putamen": 0.045, "pallidum": 0.13, "thalamus": 0.01,
-    "red_nucleus": 0.10, "substantia_nigra": 0.11, "dentate": 0.12,
+    "caudate": 0.04,
+    "putamen": 0.045,
+    "pallidum": 0.13,
+    "thalamus": 0.01,
+    "red_nucleus": 0.10,
+    "substantia_nigra": 0.11,
+    "dentate": 0.12,
 }
 OUTSIDE_SIGNAL = {"fat": 1.4, "soft": 0.60, "skull": 0.12, "air": 0.0, "sinus_air": 0.0}
 DISPLACEMENT_SPACING_MM = 6.0
@@ -89,9 +112,7 @@ class Pose:
     displacement_spacing_mm: float
 
 
-def smooth_noise(
-    shape: tuple[int, ...], sigma: float, rng: np.random.Generator
-) -> np.ndarray:
+def smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
     """Gaussian random field of unit standard deviation, smooth over `sigma` voxels."""
     field = ndimage.gaussian_filter(
         rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap"
@@ -140,10 +161,14 @@ def _trilinear(volume, x, y, z, out):
     w110, w111 = u * v * (one - w), u * v * w
     for c in range(channels):
         out[c] = (
-            w000 * volume[i, j, k, c] + w001 * volume[i, j, k + 1, c]
-            + w010 * volume[i, j + 1, k, c] + w011 * volume[i, j + 1, k + 1, c]
-            + w100 * volume[i + 1, j, k, c] + w101 * volume[i + 1, j, k + 1, c]
-            + w110 * volume[i + 1, j + 1, k, c] + w111 * volume[i + 1, j + 1, k + 1, c]
+            w000 * volume[i, j, k, c]
+            + w001 * volume[i, j, k + 1, c]
+            + w010 * volume[i, j + 1, k, c]
+            + w011 * volume[i, j + 1, k + 1, c]
+            + w100 * volume[i + 1, j, k, c]
+            + w101 * volume[i + 1, j, k + 1, c]
+            + w110 * volume[i + 1, j + 1, k, c]
+            + w111 * volume[i + 1, j + 1, k + 1, c]
         )
 
 
@@ -161,8 +186,11 @@ def _sample_labels(tissue, region, brain, to_template, displacement, origin, spa
             for k in range(nz):
                 px, py, pz = _place(to_template, i, j, k)
                 _trilinear(
-                    displacement, (px - origin[0]) / spacing, (py - origin[1]) / spacing,
-                    (pz - origin[2]) / spacing, shift,
+                    displacement,
+                    (px - origin[0]) / spacing,
+                    (py - origin[1]) / spacing,
+                    (pz - origin[2]) / spacing,
+                    shift,
                 )
                 a = int(np.round(px + shift[0]))
                 b = int(np.round(py + shift[1]))
@@ -196,8 +224,14 @@ def sample_labels(
     Below the lowest slice of the model the neck goes on unchanged (no brain there).
     """
     return _sample_labels(
-        head.tissue, head.region, head.brain, grid_to_template_voxel(head, pose, grid_affine),
-        pose.displacement, _displacement_origin(head, pose), pose.displacement_spacing_mm, shape,
+        head.tissue,
+        head.region,
+        head.brain,
+        grid_to_template_voxel(head, pose, grid_affine),
+        pose.displacement,
+        _displacement_origin(head, pose),
+        pose.displacement_spacing_mm,
+        shape,
     )
 
 
@@ -249,17 +283,9 @@ def tissue_channels(
     """
     shape = head.tissue.shape
     channels = np.empty((*shape, CHANNELS), np.float32)
-    channels[..., 0] = head.level
-    outside_labels = [TISSUES[name] for name in OUTSIDE]
-    intracranial = ~np.isin(head.tissue, outside_labels)
-    channels[..., 1] = ndimage.gaussian_filter(intracranial.astype(np.float32), 0.5)
+    for channel, volume in _constant_channels().items():
+        channels[..., channel] = volume
     table = np.zeros(len(TISSUES), np.float32)
-    for name, signal in OUTSIDE_SIGNAL.items():
-        table[TISSUES[name]] = signal
-    outside = table[head.tissue] * (0.55 + 0.45 * np.clip(head.outside_intensity, 0, 1.5))
-    share = np.maximum(ndimage.gaussian_filter((~intracranial).astype(np.float32), 0.5), 1e-3)
-    channels[..., 2] = ndimage.gaussian_filter(outside, 0.5) / share
-    table[:] = 0
     for name, susceptibility in iron.items():
         table[TISSUES[name]] = susceptibility
     channels[..., 3] = ndimage.gaussian_filter(table[head.tissue], 0.6)
@@ -267,12 +293,29 @@ def tissue_channels(
     broad = smooth_noise(tuple(n // 4 + 2 for n in shape), 1.5, rng)
     zoomed = ndimage.zoom(broad, 4, order=1)[: shape[0], : shape[1], : shape[2]]
     channels[..., 5] = 0.07 * zoomed
-    channels[..., 6] = ventricle_walls(head)
     # Sampling beyond the model repeats its outermost voxels: air, but for the neck below.
     channels[[0, -1]] = 0
     channels[:, [0, -1]] = 0
     channels[:, :, -1] = 0
     return channels
+
+
+@lru_cache(maxsize=1)
+def _constant_channels() -> dict[int, np.ndarray]:
+    """The channels that are the same for every subject."""
+    head = load_head()
+    intracranial = ~np.isin(head.tissue, [TISSUES[name] for name in OUTSIDE])
+    table = np.zeros(len(TISSUES), np.float32)
+    for name, signal in OUTSIDE_SIGNAL.items():
+        table[TISSUES[name]] = signal
+    outside = table[head.tissue] * (0.55 + 0.45 * np.clip(head.outside_intensity, 0, 1.5))
+    share = np.maximum(ndimage.gaussian_filter((~intracranial).astype(np.float32), 0.5), 1e-3)
+    return {
+        0: head.level,
+        1: ndimage.gaussian_filter(intracranial.astype(np.float32), 0.5),
+        2: ndimage.gaussian_filter(outside, 0.5) / share,
+        6: ventricle_walls(head),
+    }
 
 
 @numba.njit(inline="always")
@@ -304,8 +347,11 @@ def _fill_tissue(
                     chi[i, j, k] = np.float32(0.0)
                     continue
                 _trilinear(
-                    displacement, (px - origin[0]) / spacing, (py - origin[1]) / spacing,
-                    (pz - origin[2]) / spacing, shift,
+                    displacement,
+                    (px - origin[0]) / spacing,
+                    (py - origin[1]) / spacing,
+                    (pz - origin[2]) / spacing,
+                    shift,
                 )
                 _trilinear(channels, px + shift[0], py + shift[1], pz + shift[2], c)
                 share = c[1]
@@ -324,9 +370,7 @@ def _fill_tissue(
                     texture = one + c[4] * (one - fluid)
                     signal[i, j, k] = share * s * texture + (one - share) * c[2] * p[1]
                     rate[i, j, k] = share * r + (one - share) * p[6]
-                    chi[i, j, k] = share * (
-                        fluid * p[7] + grey * p[8] + white * p[9] + c[3]
-                    )
+                    chi[i, j, k] = share * (fluid * p[7] + grey * p[8] + white * p[9] + c[3])
                 else:
                     signal[i, j, k] = c[2] * p[1] * (one + np.float32(2.0) * c[4])
                     rate[i, j, k] = p[6]
@@ -337,7 +381,7 @@ def pad_to_blocks(mask: np.ndarray, block: int = 4) -> np.ndarray:
     """Whether each block of voxels holds any of the mask."""
     padded = np.pad(mask, [(0, -n % block) for n in mask.shape])
     x, y, z = (n // block for n in padded.shape)
-    return padded.reshape(x, block, y, block, z, block).any(axis=(1, 3, 5))
+    return np.asarray(padded.reshape(x, block, y, block, z, block).max(axis=(1, 3, 5)))
 
 
 def fill_tissue(
@@ -358,8 +402,14 @@ def fill_tissue(
     near = pad_to_blocks(head.tissue != TISSUES["air"])
     occupied = ndimage.binary_dilation(near, ndimage.generate_binary_structure(3, 3), 4)
     _fill_tissue(
-        channels, occupied, grid_to_template_voxel(head, pose, grid_affine), pose.displacement,
-        _displacement_origin(head, pose), pose.displacement_spacing_mm, contrast.as_array(), *maps,
+        channels,
+        occupied,
+        grid_to_template_voxel(head, pose, grid_affine),
+        pose.displacement,
+        _displacement_origin(head, pose),
+        pose.displacement_spacing_mm,
+        contrast.as_array(),
+        *maps,
     )
     return maps
 
@@ -372,7 +422,9 @@ def template_to_world(pose: Pose, points_mm: np.ndarray) -> np.ndarray:
         where = ((placed - pose.displacement_origin_mm) / pose.displacement_spacing_mm).T
         shift = np.stack(
             [
-                ndimage.map_coordinates(pose.displacement[..., axis], where, order=1, mode="nearest")
+                ndimage.map_coordinates(
+                    pose.displacement[..., axis], where, order=1, mode="nearest"
+                )
                 for axis in range(3)
             ],
             axis=-1,

@@ -13,13 +13,19 @@ from cmb_bids.simulate.subject import SubjectSpec
 # Expected number in a carrier, and the share of carriers. The patients' counts are
 # overdispersed (negative binomial); population and healthy carriers have mostly one.
 GROUP_COUNTS = {
-    "healthy": (0.08, 1.3), "haemodialysis": (0.9, 6.0), "tbi": (0.9, 10.0),
-    "stroke": (0.85, 7.0), "population": (0.07, 1.9),
+    "healthy": (0.08, 1.3),
+    "haemodialysis": (0.9, 6.0),
+    "tbi": (0.9, 10.0),
+    "stroke": (0.85, 7.0),
+    "population": (0.07, 1.9),
 }
 # Relative weights of lobar, deep and infratentorial (UK Biobank: 77, 18, 15 % of carriers).
 GROUP_SHARES = {
-    "healthy": (0.70, 0.16, 0.14), "population": (0.70, 0.16, 0.14),
-    "haemodialysis": (0.55, 0.28, 0.17), "stroke": (0.48, 0.36, 0.16), "tbi": (0.78, 0.15, 0.07),
+    "healthy": (0.70, 0.16, 0.14),
+    "population": (0.70, 0.16, 0.14),
+    "haemodialysis": (0.55, 0.28, 0.17),
+    "stroke": (0.48, 0.36, 0.16),
+    "tbi": (0.78, 0.15, 0.07),
 }
 REGION_WEIGHTS = {
     "lobar": {1: 3.0, 2: 2.4, 3: 2.6, 4: 1.6, 5: 0.3, 11: 1.5, 12: 1.0, 13: 0.8, 14: 0.5},
@@ -28,10 +34,25 @@ REGION_WEIGHTS = {
 }
 TBI_DEEP = {27: 3.0, 28: 1.5, 24: 0.5, 25: 0.5}
 MARS_REGION = {
-    1: "frontal", 2: "parietal", 3: "temporal", 4: "occipital", 5: "insula", 11: "frontal",
-    12: "parietal", 13: "temporal", 14: "occipital", 21: "basal_ganglia", 22: "basal_ganglia",
-    23: "basal_ganglia", 24: "thalamus", 25: "internal_capsule", 26: "external_capsule",
-    27: "corpus_callosum", 28: "deep_white_matter", 31: "brainstem", 32: "cerebellum",
+    1: "frontal",
+    2: "parietal",
+    3: "temporal",
+    4: "occipital",
+    5: "insula",
+    11: "frontal",
+    12: "parietal",
+    13: "temporal",
+    14: "occipital",
+    21: "basal_ganglia",
+    22: "basal_ganglia",
+    23: "basal_ganglia",
+    24: "thalamus",
+    25: "internal_capsule",
+    26: "external_capsule",
+    27: "corpus_callosum",
+    28: "deep_white_matter",
+    31: "brainstem",
+    32: "cerebellum",
 }
 
 
@@ -82,8 +103,14 @@ def random_axes(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_blob(
-    name: str, centre: np.ndarray, diameter_mm: float, chi: float, region: int, site: str,
-    spec: SubjectSpec, rng: np.random.Generator,
+    name: str,
+    centre: np.ndarray,
+    diameter_mm: float,
+    chi: float,
+    region: int,
+    site: str,
+    spec: SubjectSpec,
+    rng: np.random.Generator,
 ) -> Lesion:
     """Shape and relaxation of a lesion of given size and susceptibility.
 
@@ -99,8 +126,16 @@ def draw_blob(
         rate = (60 * abs(chi) + 20) * field
         signal = rng.uniform(0.25, 0.75)
     return Lesion(
-        name, centre, 0.5 * diameter_mm * stretch, random_axes(rng),
-        rng.normal(0, 0.09, 4), float(chi), float(rate), float(signal), int(region), site,
+        name,
+        centre,
+        0.5 * diameter_mm * stretch,
+        random_axes(rng),
+        rng.normal(0, 0.09, 4),
+        float(chi),
+        float(rate),
+        float(signal),
+        int(region),
+        site,
     )
 
 
@@ -142,7 +177,7 @@ class Placer:
         reach = max(0.8 * radius_mm, 0.7)
         steps = reach * np.vstack([np.eye(3), -np.eye(3)])
         labels = [self.region_at(point + step) for step in steps] + [self.region_at(point)]
-        solid = [0 < label and label % 100 != 41 for label in labels]
+        solid = [label > 0 and label % 100 != 41 for label in labels]
         return solid[-1] and sum(solid) >= 6
 
     def is_free(self, point: np.ndarray, radius_mm: float) -> bool:
@@ -225,8 +260,14 @@ def place_calcifications(
         placer.take(point, diameter / 2)
         lesions.append(
             draw_blob(
-                "calcification", point, diameter, _calcified_chi(rng), placer.region_at(point),
-                site, spec, rng,
+                "calcification",
+                point,
+                diameter,
+                _calcified_chi(rng),
+                placer.region_at(point),
+                site,
+                spec,
+                rng,
             )
         )
 
@@ -257,10 +298,13 @@ def place_calcifications(
         for _attempt in range(40):
             label = int(rng.choice([1, 2, 3, 4, 11, 12, 13, 14, 28, 22, 24, 32]))
             site = placer.random_in_region(label, rng)
-            if site is not None and placer.in_tissue(site, diameter / 2):
-                if placer.is_free(site, diameter / 2):
-                    add(site, diameter, "parenchyma")
-                    break
+            if (
+                site is not None
+                and placer.in_tissue(site, diameter / 2)
+                and placer.is_free(site, diameter / 2)
+            ):
+                add(site, diameter, "parenchyma")
+                break
     return lesions
 
 
@@ -290,8 +334,11 @@ def occupancy(
     u = local / np.maximum(radius, 1e-6)[..., None]
     a, b, c, d = lesion.roughness
     surface = (
-        1 + a * (3 * u[..., 0] ** 2 - 1) + b * 2 * u[..., 1] * u[..., 2]
-        + c * u[..., 0] * (5 * u[..., 0] ** 2 - 3) + d * 4 * u[..., 0] * u[..., 1] * u[..., 2]
+        1
+        + a * (3 * u[..., 0] ** 2 - 1)
+        + b * 2 * u[..., 1] * u[..., 2]
+        + c * u[..., 0] * (5 * u[..., 0] ** 2 - 3)
+        + d * 4 * u[..., 0] * u[..., 1] * u[..., 2]
     )
     inside = (radius <= surface).astype(np.float32)
     counts = high - low
@@ -301,7 +348,10 @@ def occupancy(
 
 
 def measure_lesion(
-    magnitude: np.ndarray, noise_sd: float, voxel_mm: np.ndarray, centre_voxel: np.ndarray,
+    magnitude: np.ndarray,
+    noise_sd: float,
+    voxel_mm: np.ndarray,
+    centre_voxel: np.ndarray,
     radius_mm: float,
 ) -> tuple[float, float]:
     """Contrast-to-noise and apparent diameter (mm) of a dark lesion in a magnitude image.

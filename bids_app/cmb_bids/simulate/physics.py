@@ -21,7 +21,7 @@ def dipole_field(
     susceptibility: torch.Tensor,
     voxel_mm: tuple[float, float, float],
     b0: np.ndarray,
-    smoothing_mm: float = 0.0,
+    smoothing_voxels: float = 0.6,
 ) -> torch.Tensor:
     """Field shift (ppm of the main field) of a susceptibility map, periodic boundaries.
 
@@ -33,9 +33,9 @@ def dipole_field(
         Voxel size of the grid.
     b0 : (3,)
         Unit vector of the main field in the grid's axes.
-    smoothing_mm : float
-        Sigma of a Gaussian over the sources: without it, sharp edges on a coarse grid ring
-        through the whole volume.
+    smoothing_voxels : float
+        Sigma, in voxels, of a Gaussian over the sources. Without it sharp edges ring through the
+        volume: where the field is oblique, the kernel jumps at the edge of k-space.
 
     Returns
     -------
@@ -49,7 +49,12 @@ def dipole_field(
         torch.fft.fftfreq(n, float(v), device=device)
         for n, v in zip(shape[:2], voxel_mm[:2], strict=True)
     )
-    kz = torch.fft.rfftfreq(shape[2], float(voxel_mm[2]), device=device)[None, None]
+    kz = torch.fft.rfftfreq(shape[2], float(voxel_mm[2]), device=device)
+    gaussians = [
+        torch.exp(-2 * (np.pi * smoothing_voxels * float(v) * k) ** 2)
+        for k, v in zip((kx, ky, kz), voxel_mm, strict=True)
+    ]
+    kz = kz[None, None]
     ky = ky[None, :, None]
     step = max(1, int(8e6 // max(1, shape[1] * kz.shape[-1])))
     for start in range(0, shape[0], step):
@@ -58,8 +63,8 @@ def dipole_field(
         square = block * block + (ky * ky + kz * kz)
         square.clamp_(min=1e-12)
         kernel = (1.0 / 3.0) - along.square_().div_(square)
-        if smoothing_mm:
-            kernel *= torch.exp(square.mul_(-2 * (np.pi * smoothing_mm) ** 2))
+        kernel *= gaussians[0][start : start + step, None, None]
+        kernel *= gaussians[1][:, None] * gaussians[2]
         spectrum[start : start + step] *= kernel
     spectrum[0, 0, 0] = 0
     return torch.fft.irfftn(spectrum, s=shape)
@@ -178,7 +183,9 @@ def gradient_echo_blocks(
 
     signal exp(-TE R2*) exp(i 2 pi gamma B0 field TE)
     """
-    radians_per_ppm = 2 * np.pi * GYROMAGNETIC_RATIO_HZ_PER_T * field_strength_t * echo_time_s * 1e-6
+    radians_per_ppm = (
+        2 * np.pi * GYROMAGNETIC_RATIO_HZ_PER_T * field_strength_t * echo_time_s * 1e-6
+    )
 
     def block(start: int, stop: int) -> torch.Tensor:
         magnitude = torch.exp(rate[start:stop] * (-echo_time_s)).mul_(signal[start:stop])

@@ -32,6 +32,8 @@ COARSE_MM = 2.0
 PADDING_MM = 60.0
 HEAD_TOP_MARGIN_MM = 7.0
 
+Maps = tuple[np.ndarray, np.ndarray, np.ndarray]  # signal, R2* (1/s), susceptibility (ppm)
+
 T1_S = {1.5: (0.60, 0.95, 3.2), 3.0: (0.85, 1.35, 3.8), 7.0: (1.2, 1.9, 4.2)}  # white grey fluid
 RATES_PER_S = {1.5: (14.0, 11.5, 2.5), 3.0: (20.0, 16.5, 4.0), 7.0: (36.0, 29.0, 7.0)}
 
@@ -134,8 +136,18 @@ def make_contrast(spec: SubjectSpec, rng: np.random.Generator) -> TissueContrast
     rates = np.array(RATES_PER_S[protocol.field_strength_t]) * np.exp(rng.normal(0, 0.07, 3))
     field = protocol.field_strength_t / 3.0
     return TissueContrast(
-        fluid / white, grey / white, 1.0, rates[2], rates[1], rates[0], 30.0 * field,
-        float(rng.uniform(0.0, 0.02)), 0.02, -0.03, 220.0 * field, spec.fluid_threshold,
+        fluid / white,
+        grey / white,
+        1.0,
+        rates[2],
+        rates[1],
+        rates[0],
+        30.0 * field,
+        float(rng.uniform(0.0, 0.02)),
+        0.02,
+        -0.03,
+        220.0 * field,
+        spec.fluid_threshold,
     )
 
 
@@ -153,7 +165,8 @@ def bulk_field(
     axes : size, first centre (box mm) and step of each axis
     """
     extent = np.asarray(spec.protocol.field_of_view_mm) + 2 * PADDING_MM
-    shape = tuple(int(2 * np.ceil(e / COARSE_MM / 2)) for e in extent)
+    x, y, z = (int(2 * np.ceil(e / COARSE_MM / 2)) for e in extent)
+    shape = (x, y, z)
     extent = np.array(shape) * COARSE_MM
     susceptibility = np.zeros(shape, np.float32)
     table = np.zeros(len(TISSUES), np.float32)
@@ -172,7 +185,7 @@ def bulk_field(
         brain |= inside
     b0 = frame.T @ np.array([0.0, 0.0, 1.0])
     source = torch.from_numpy(susceptibility).to(device)
-    field = physics.dipole_field(source, (COARSE_MM,) * 3, b0, 0.8 * COARSE_MM)
+    field = physics.dipole_field(source, (COARSE_MM,) * 3, b0, 0.8)
     axes = [(n, -(n - 1) / 2 * COARSE_MM, COARSE_MM) for n in shape]
     return shim(field, torch.from_numpy(brain).to(device), spec.shim), axes
 
@@ -217,8 +230,12 @@ def smooth_polynomial(
 
 
 def insert_vessels(
-    maps: tuple[np.ndarray, np.ndarray, np.ndarray], tree: veins.VesselTree,
-    spacing: np.ndarray, chi: float, rate: float, signal: float,
+    maps: Maps,
+    tree: veins.VesselTree,
+    spacing: np.ndarray,
+    chi: float,
+    rate: float,
+    signal: float,
 ) -> None:
     """Blend vessels into the signal, R2* and susceptibility maps by their share of each voxel."""
     share = veins.rasterise(tree, maps[0].shape, tuple(spacing))
@@ -231,8 +248,10 @@ def insert_vessels(
 
 
 def insert_lesions(
-    maps: tuple[np.ndarray, np.ndarray, np.ndarray], placed: list[lesion_module.Lesion],
-    spacing: np.ndarray, half: np.ndarray,
+    maps: Maps,
+    placed: list[lesion_module.Lesion],
+    spacing: np.ndarray,
+    half: np.ndarray,
 ) -> None:
     """Blend lesions into the maps; signal is lowered relative to the tissue they sit in."""
     signal, rate, chi = maps
@@ -253,7 +272,9 @@ def fine_shape(
     if oversampling is None:
         oversampling = spec.protocol.oversampling
     factors = np.broadcast_to(np.asarray(oversampling, dtype=float), 3)
-    x, y, z = (good_size(int(round(n * f))) for n, f in zip(spec.protocol.matrix, factors, strict=True))
+    x, y, z = (
+        good_size(round(float(n * f))) for n, f in zip(spec.protocol.matrix, factors, strict=True)
+    )
     return x, y, z
 
 
@@ -322,12 +343,20 @@ def simulate_scan(
     artery_tree = veins.grow_arteries(artery_rng, spec.vein_calibre)
     artery_tree = artery_tree.moved(to_box(artery_tree.points))
     insert_vessels(
-        maps, artery_tree.moved(artery_tree.points + half), spacing, -0.02, 18 * field_scale,
+        maps,
+        artery_tree.moved(artery_tree.points + half),
+        spacing,
+        -0.02,
+        18 * field_scale,
         float(artery_rng.uniform(1.0, 1.8)),
     )
     insert_vessels(
-        maps, vein_tree.moved(vein_tree.points + half), spacing, spec.vein_susceptibility_ppm,
-        spec.haematocrit_rate_per_s * field_scale, float(artery_rng.uniform(0.85, 1.1)),
+        maps,
+        vein_tree.moved(vein_tree.points + half),
+        spacing,
+        spec.vein_susceptibility_ppm,
+        spec.haematocrit_rate_per_s * field_scale,
+        float(artery_rng.uniform(0.85, 1.1)),
     )
     placer = lesion_module.Placer(regions, tissue, voxel, brain)
     calcifications = lesion_module.place_calcifications(spec, placer, spec_rng(spec, 7))
@@ -339,16 +368,22 @@ def simulate_scan(
     kspaces = _kspaces(spec, head, pose, frame, maps, spacing, device)
     magnitudes, phases, noise_sd = _images(spec, kspaces, brain, device)
     labels = draw_labels(placed, protocol.matrix, voxel)
-    truth = truth_table(
-        spec, placed, vein_tree, magnitudes[-1], noise_sd, placer, affine, frame
-    )
+    truth = truth_table(spec, placed, vein_tree, magnitudes[-1], noise_sd, placer, frame)
     scan = SimulatedScan(
         magnitudes, phases, spec.echo_times_s, affine, brain, regions, labels, truth, noise_sd, spec
     )
     return flip_first_axis(scan) if spec.flip_first_axis else scan
 
 
-def _kspaces(spec, head, pose, frame, maps, spacing, device) -> list[torch.Tensor]:
+def _kspaces(
+    spec: SubjectSpec,
+    head: HeadModel,
+    pose: Pose,
+    frame: np.ndarray,
+    maps: Maps,
+    spacing: np.ndarray,
+    device: torch.device,
+) -> list[torch.Tensor]:
     """k-space of each echo (noise free)."""
     signal, rate, chi = (torch.from_numpy(m).to(device) for m in maps)
     b0 = frame.T @ np.array([0.0, 0.0, 1.0])
@@ -369,7 +404,9 @@ def _kspaces(spec, head, pose, frame, maps, spacing, device) -> list[torch.Tenso
             physics.gradient_echo_blocks(
                 signal, rate, field, echo_time, spec.protocol.field_strength_t
             ),
-            tuple(signal.shape), spec.protocol.matrix, device,
+            maps[0].shape,
+            spec.protocol.matrix,
+            device,
         )
         for echo_time in spec.echo_times_s
     ]
@@ -409,7 +446,9 @@ def _images(
     return magnitudes, phases, noise_sd
 
 
-def _jolt(spectrum: torch.Tensor, shift_mm, lines, fov) -> None:
+def _jolt(
+    spectrum: torch.Tensor, shift_mm: np.ndarray, lines: list[float], fov: tuple[float, ...]
+) -> None:
     """The head lies `shift_mm` off while a band of phase-encoding lines is acquired."""
     n = spectrum.shape[1]
     ky = torch.fft.fftfreq(n, 1.0 / n, device=spectrum.device)
@@ -418,7 +457,9 @@ def _jolt(spectrum: torch.Tensor, shift_mm, lines, fov) -> None:
     for axis in range(3):
         size = spectrum.shape[axis]
         k = torch.fft.fftfreq(size, 1.0 / size, device=spectrum.device) / fov[axis]
-        angle = angle + k.reshape([-1 if a == axis else 1 for a in range(3)]) * float(shift_mm[axis])
+        angle = angle + k.reshape([-1 if a == axis else 1 for a in range(3)]) * float(
+            shift_mm[axis]
+        )
     ramp = torch.polar(torch.ones_like(angle), 2 * np.pi * angle)
     spectrum[:, band] *= ramp[:, band]
 
@@ -440,13 +481,30 @@ def draw_labels(
 
 
 TRUTH_COLUMNS = [
-    "index", "name", "x", "y", "z", "diameter_mm", "apparent_diameter_mm", "susceptibility_ppm",
-    "contrast_to_noise", "hemisphere", "mars_region", "mars_class", "site",
+    "index",
+    "name",
+    "x",
+    "y",
+    "z",
+    "diameter_mm",
+    "apparent_diameter_mm",
+    "susceptibility_ppm",
+    "contrast_to_noise",
+    "hemisphere",
+    "mars_region",
+    "mars_class",
+    "site",
 ]
 
 
 def truth_table(
-    spec, placed, vein_tree, magnitude, noise_sd, placer, affine, frame
+    spec: SubjectSpec,
+    placed: list[lesion_module.Lesion],
+    vein_tree: veins.VesselTree,
+    magnitude: np.ndarray,
+    noise_sd: float,
+    placer: lesion_module.Placer,
+    frame: np.ndarray,
 ) -> pd.DataFrame:
     """One row per lesion (index as in the label image), then one per vein crossing."""
     voxel = np.asarray(spec.protocol.voxel_mm)
@@ -459,8 +517,14 @@ def truth_table(
         point = vein_tree.points[i]
         if placer.inside(point) and placer.brain[placer.voxel(point)]:
             things.append(
-                ("vein", point, 2 * vein_tree.radii[i], spec.vein_susceptibility_ppm, "vein",
-                 placer.region_at(point))
+                (
+                    "vein",
+                    point,
+                    2 * vein_tree.radii[i],
+                    spec.vein_susceptibility_ppm,
+                    "vein",
+                    placer.region_at(point),
+                )
             )
     for index, (name, point, diameter, chi, site, region) in enumerate(things, start=1):
         cnr, apparent = lesion_module.measure_lesion(
@@ -470,10 +534,19 @@ def truth_table(
         known = lesion_module.mars_class(region) is not None
         rows.append(
             (
-                index, name, x, y, z, diameter, apparent, chi, cnr,
+                index,
+                name,
+                x,
+                y,
+                z,
+                diameter,
+                apparent,
+                chi,
+                cnr,
                 ("right" if region > 100 else "left") if region else None,
                 lesion_module.MARS_REGION[region % 100] if known else None,
-                lesion_module.mars_class(region), site,
+                lesion_module.mars_class(region),
+                site,
             )
         )
     table = pd.DataFrame(rows, columns=TRUTH_COLUMNS)
@@ -494,7 +567,14 @@ def flip_first_axis(scan: SimulatedScan) -> SimulatedScan:
         return np.ascontiguousarray(array[::-1])
 
     return SimulatedScan(
-        [turned(m) for m in scan.magnitudes], [turned(p) for p in scan.phases],
-        scan.echo_times_s, scan.affine @ mirror, turned(scan.brain_mask), turned(scan.regions),
-        turned(scan.lesion_labels), scan.truth, scan.noise_sd, scan.spec,
+        [turned(m) for m in scan.magnitudes],
+        [turned(p) for p in scan.phases],
+        scan.echo_times_s,
+        scan.affine @ mirror,
+        turned(scan.brain_mask),
+        turned(scan.regions),
+        turned(scan.lesion_labels),
+        scan.truth,
+        scan.noise_sd,
+        scan.spec,
     )

@@ -12,7 +12,10 @@ from cmb_bids.simulate.protocols import Protocol, get_protocol
 GROUPS = ("healthy", "haemodialysis", "tbi", "stroke", "population")
 PAPER_COHORT = {"haemodialysis": 13, "tbi": 9, "stroke": 9, "healthy": 10}
 AGE_RANGES = {
-    "healthy": (25, 75), "haemodialysis": (35, 80), "tbi": (18, 60), "stroke": (50, 88),
+    "healthy": (25, 75),
+    "haemodialysis": (35, 80),
+    "tbi": (18, 60),
+    "stroke": (50, 88),
     "population": (46, 82),
 }
 

@@ -25,7 +25,11 @@ STEP_MM = 0.5
 # Control points in template mm; names starting with "+" are mirrored to the other side.
 DEEP_VEINS: dict[str, tuple[list[tuple[float, float, float]], float, float]] = {
     # name: (points, first radius mm, last radius mm)
-    "+internal_cerebral": ([(3, 4, 9), (3, -10, 15), (3, -24, 12), (2, -35, 9), (0, -42, 9)], 0.7, 1.1),
+    "+internal_cerebral": (
+        [(3, 4, 9), (3, -10, 15), (3, -24, 12), (2, -35, 9), (0, -42, 9)],
+        0.7,
+        1.1,
+    ),
     "galen": ([(0, -40, 9), (0, -46, 11), (0, -50, 14)], 1.4, 1.7),
     "straight": ([(0, -50, 14), (0, -66, 4), (0, -82, -7), (0, -97, -14)], 1.6, 2.2),
     "+basal": ([(16, 0, -20), (20, -10, -17), (17, -24, -9), (9, -36, 2), (1, -42, 8)], 0.4, 0.9),
@@ -36,9 +40,21 @@ DEEP_VEINS: dict[str, tuple[list[tuple[float, float, float]], float, float]] = {
     "+sylvian": ([(54, -12, 8), (52, 2, -6), (46, 12, -16), (38, 8, -24), (32, 2, -28)], 0.5, 1.1),
 }
 ARTERIES: dict[str, tuple[list[tuple[float, float, float]], float, float]] = {
-    "+middle_cerebral": ([(8, 2, -20), (18, 4, -19), (30, 4, -16), (38, 2, -10), (42, -8, 2)], 1.4, 0.7),
-    "+anterior_cerebral": ([(8, 2, -20), (3, 14, -16), (2, 32, -4), (2, 34, 12), (2, 16, 32)], 1.1, 0.5),
-    "+posterior_cerebral": ([(2, -14, -24), (12, -20, -18), (19, -34, -8), (14, -52, 0), (8, -74, 4)], 1.0, 0.5),
+    "+middle_cerebral": (
+        [(8, 2, -20), (18, 4, -19), (30, 4, -16), (38, 2, -10), (42, -8, 2)],
+        1.4,
+        0.7,
+    ),
+    "+anterior_cerebral": (
+        [(8, 2, -20), (3, 14, -16), (2, 32, -4), (2, 34, 12), (2, 16, 32)],
+        1.1,
+        0.5,
+    ),
+    "+posterior_cerebral": (
+        [(2, -14, -24), (12, -20, -18), (19, -34, -8), (14, -52, 0), (8, -74, 4)],
+        1.0,
+        0.5,
+    ),
     "basilar": ([(0, -20, -50), (0, -18, -38), (0, -14, -24)], 1.6, 1.5),
     "+carotid": ([(13, 2, -50), (14, 4, -36), (12, 4, -26), (8, 2, -20)], 2.2, 1.7),
 }
@@ -95,8 +111,8 @@ def smooth_path(points: np.ndarray, step_mm: float = STEP_MM) -> np.ndarray:
 def dural_sinuses(head: HeadModel) -> list[tuple[np.ndarray, np.ndarray]]:
     """Superior sagittal and transverse sinuses, traced on the inner skull."""
     origin = head.origin_mm
-    middle = int(round(-origin[0]))
-    inside = head.brain[middle - 4 : middle + 5].any(axis=0)
+    middle = round(float(-origin[0]))
+    inside = np.asarray(head.brain[middle - 4 : middle + 5].max(axis=0))
     centre = np.array([-20.0, 10.0])
     outline = []
     for angle in np.deg2rad(np.arange(8, 203, 6)):
@@ -172,8 +188,20 @@ def load_guides() -> Guides:
 
 
 @numba.njit(cache=True)
-def _walk(seeds, directions, potential, origin, spacing, lengths, steps, wander, pull, stop, patience,
-          noise):
+def _walk(
+    seeds,
+    directions,
+    potential,
+    origin,
+    spacing,
+    lengths,
+    steps,
+    wander,
+    pull,
+    stop,
+    patience,
+    noise,
+):
     """Correlated random walks from each seed down a potential.
 
     Returns points (m, steps, 3) and the number of steps each walk took.
@@ -227,8 +255,18 @@ def _grow(seeds, directions, potential, lengths, wander, pull, stop, rng, patien
     noise = rng.standard_normal((len(seeds), steps, 3))
     noise = ndimage.gaussian_filter1d(noise, 7.0, axis=1) * np.sqrt(2 * np.sqrt(np.pi) * 7.0)
     return _walk(
-        np.ascontiguousarray(seeds, dtype=float), directions, potential, head.origin_mm,
-        GUIDE_SPACING_MM, lengths.astype(np.int64), steps, wander, pull, stop, patience, noise,
+        np.ascontiguousarray(seeds, dtype=float),
+        directions,
+        potential,
+        head.origin_mm,
+        GUIDE_SPACING_MM,
+        lengths.astype(np.int64),
+        steps,
+        wander,
+        pull,
+        stop,
+        patience,
+        noise,
     )
 
 
@@ -237,9 +275,7 @@ def _pick(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
     return chosen + rng.uniform(-1, 1, chosen.shape)
 
 
-def grow_veins(
-    rng: np.random.Generator, density: float = 1.0, calibre: float = 1.0
-) -> VesselTree:
+def grow_veins(rng: np.random.Generator, density: float = 1.0, calibre: float = 1.0) -> VesselTree:
     """One subject's veins in template mm.
 
     Parameters
@@ -255,8 +291,14 @@ def grow_veins(
     count = int(950 * density)
     lengths = rng.integers(30, 260, count)
     points, taken = _grow(
-        _pick(guides.pial_seeds, count, rng), guides.to_sinus, guides.sinus_distance, lengths,
-        0.10, 0.20, 1.0, rng,
+        _pick(guides.pial_seeds, count, rng),
+        guides.to_sinus,
+        guides.sinus_distance,
+        lengths,
+        0.10,
+        0.20,
+        1.0,
+        rng,
     )
     # A vein is wider the nearer it is to the sinus, and a long one more than a short one.
     for path, n, factor in zip(points, taken, scale(count), strict=True):
@@ -267,8 +309,14 @@ def grow_veins(
     count = int(420 * density)
     lengths = rng.integers(16, 90, count)
     points, taken = _grow(
-        _pick(guides.deep_white_seeds, count, rng), guides.to_ventricle,
-        guides.ventricle_distance, lengths, 0.05, 0.2, 1.0, rng,
+        _pick(guides.deep_white_seeds, count, rng),
+        guides.to_ventricle,
+        guides.ventricle_distance,
+        lengths,
+        0.05,
+        0.2,
+        1.0,
+        rng,
     )
     for path, n, factor in zip(points, taken, scale(count), strict=True):
         chains.append((path[:n], factor * np.linspace(0.12, 0.34, max(n, 1))[:n]))
@@ -276,15 +324,23 @@ def grow_veins(
     count = int(900 * density)
     lengths = rng.integers(8, 36, count)
     points, taken = _grow(
-        _pick(guides.superficial_seeds, count, rng), guides.to_fluid,
-        guides.sinus_distance, lengths, 0.06, 0.25, 0.0, rng, patience=1000,
+        _pick(guides.superficial_seeds, count, rng),
+        guides.to_fluid,
+        guides.sinus_distance,
+        lengths,
+        0.06,
+        0.25,
+        0.0,
+        rng,
+        patience=1000,
     )
     for path, n, factor in zip(points, taken, scale(count), strict=True):
         chains.append((path[:n], factor * np.linspace(0.10, 0.24, max(n, 1))[:n]))
 
     chains += _named(DEEP_VEINS, rng, calibre)
     chains += [
-        (points + 0.6 * _wobble(len(points), rng), calibre * radii) for points, radii in guides.sinuses
+        (points + 0.6 * _wobble(len(points), rng), calibre * radii)
+        for points, radii in guides.sinuses
     ]
     return VesselTree.join(chains)
 
@@ -357,9 +413,7 @@ def _splat(volume, points, radii, starts, spacing):
                 inner, outer = radius * ring / rings, radius * (ring + 1) / rings
                 middle = 0.0 if rings == 1 else np.sqrt(0.5 * (inner**2 + outer**2))
                 around = 1 if rings == 1 else max(4, int(np.ceil(6.28 * middle / (0.8 * finest))))
-                share = (
-                    np.pi * (outer**2 - inner**2) * length / (around * pieces * voxel)
-                )
+                share = np.pi * (outer**2 - inner**2) * length / (around * pieces * voxel)
                 for turn in range(around):
                     angle = 6.283185307 * turn / around
                     a, b = middle * np.cos(angle), middle * np.sin(angle)
@@ -401,8 +455,12 @@ def rasterise(
 
 
 def crossings(
-    tree: VesselTree, slice_normal: np.ndarray, rng: np.random.Generator,
-    least_radius_mm: float = 0.3, spacing_mm: float = 6.0, most: int = 80,
+    tree: VesselTree,
+    slice_normal: np.ndarray,
+    rng: np.random.Generator,
+    least_radius_mm: float = 0.3,
+    spacing_mm: float = 6.0,
+    most: int = 80,
 ) -> np.ndarray:
     """Indices of points where a vessel crosses the slices steeply and so looks like a dot."""
     if not len(tree.points):

@@ -66,6 +66,4 @@ def store_phase(phase: np.ndarray, scale: str, polarity: str) -> np.ndarray:
 def store_magnitudes(magnitudes: list[np.ndarray]) -> list[np.ndarray]:
     """All echoes on one integer scale, 99.9th percentile of the first echo at 2500."""
     top = max(float(np.percentile(magnitudes[0][::2, ::2, ::2], 99.9)), 1e-9)
-    return [
-        np.clip(np.rint(m * (2500 / top)), 0, 32767).astype(np.int16) for m in magnitudes
-    ]
+    return [np.clip(np.rint(m * (2500 / top)), 0, 32767).astype(np.int16) for m in magnitudes]
