@@ -6,9 +6,11 @@ import argparse
 import logging
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,12 +23,13 @@ logger = logging.getLogger("cmb_bids")
 LEVELS = ("participant", "group")
 SOME_FAILED = 1
 SOFTWARE_FAULT = 70
+IO_FAILURE = 74
 INTERRUPTED = 130
 # Snakemake's own flags after which it, not this command, decides how many cores there are.
 FLAGS_OF_A_CLUSTER = ("--executor", "-e", "--profile", "--workflow-profile", "--jobs", "-j")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Ends with exit code 64 instead of 2, as other BIDS Apps' wrappers expect of usage errors."""
 
     def error(self, message: str) -> NoReturn:
@@ -35,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """The arguments, with fMRIPrep's spellings."""
-    parser = _Parser(
+    parser = Parser(
         prog="cmb-bids",
         description="Count cerebral microbleeds in susceptibility-weighted MRI (a BIDS App).",
         epilog="Snakemake's own flags may follow after --, e.g.: -- --profile slurm",
@@ -300,22 +303,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("cmb-bids: interrupted; the same command goes on from where it was", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # whatever it is, the user gets a message and the log a traceback
-        return _unexpected(error, arguments)
+        return unexpected("cmb-bids", error, arguments)
 
 
-def _unexpected(error: Exception, arguments: Sequence[str]) -> int:
-    if isinstance(error, OSError):
-        print(f"cmb-bids: {error.filename}: {error.strerror}. Check it and retry.", file=sys.stderr)
-        return 74
-    log = Path.cwd() / f"cmb-bids-crash-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.log"
-    text = f"cmb-bids {__version__} {' '.join(arguments)}\n{traceback.format_exc()}"
-    try:
-        log.write_text(text)
-        where = f"see {log}"
-    except OSError:
-        where = "no log could be written"
-    print(f"cmb-bids: {type(error).__name__}: {error}; {where}", file=sys.stderr)
+def unexpected(program: str, error: Exception, arguments: Sequence[str]) -> int:
+    """One line for the user, the traceback in a file; returns the exit code."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"{program}: {where}{error.strerror}. Check free space and permissions.",
+            file=sys.stderr,
+        )
+        return IO_FAILURE
+    when = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    text = f"{program} {__version__} {' '.join(arguments)}\n{traceback.format_exc()}"
+    seen = "no log could be written"
+    for folder in (_log_folder(arguments), Path.cwd(), Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            if folder is not None:
+                log = folder / f"crash-{when}.log"
+                log.write_text(text, encoding="utf-8")
+                seen = f"see {log}"
+                break
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    print(f"{program}: {what}. This is a fault of the program; {seen}.", file=sys.stderr)
     return SOFTWARE_FAULT
+
+
+def _log_folder(arguments: Sequence[str]) -> Path | None:
+    """``logs`` in the output directory, where the command line got that far."""
+    words = [word for word in arguments if not word.startswith("-")]
+    folder = Path(words[1]) / "logs" if len(words) > 1 else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 if __name__ == "__main__":

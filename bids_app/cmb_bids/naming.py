@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from cmb_bids import __version__
-from cmb_bids.columns import SCAN_COLUMNS
 
 # Every entity of BIDS 1.10 in the order names must hold them: key in names -> long name.
 ENTITIES: dict[str, str] = {
@@ -243,8 +242,9 @@ def dataset_files(
 ) -> dict[str, Any]:
     """Content of the files at the top of the derivative dataset, by name.
 
-    Text stands for itself; dictionaries become JSON. ``participants.tsv`` is not among them, as
-    it grows with what has been processed (`cmb_bids.run.write_participants`).
+    Text stands for itself; dictionaries become JSON. ``participants.tsv`` and ``scans.json`` are
+    not among them, as they depend on what has been processed (`cmb_bids.run.write_participants`,
+    `cmb_bids.run.write_scans_table`).
     """
     name = raw_description.get("Name") or bids_dir.name
     source: dict[str, Any] = {"URL": _location(bids_dir, output_dir)}
@@ -268,7 +268,6 @@ def dataset_files(
             "desc_id": {"Description": "Value of the desc entity."},
             "description": {"Description": "What files with it hold."},
         },
-        "scans.json": SCAN_COLUMNS,
     }
 
 
@@ -313,14 +312,14 @@ polarity made right-handed (paramagnetic positive), {unwrapped} and high-pass fi
 {filtered}. Susceptibility-weighted images were formed by multiplying the magnitude with the phase
 mask raised to the power of {swi.get("power", 4)} (Haacke et al., 2004), and projected by minimum
 intensity over {swi.get("minimum_projection_mm", 8.0)} mm. The brain was masked by N4 bias
-correction (Tustison et al., 2010) and registration to a whole-head template with ANTs (Avants et al., 2011).
-Candidates were found with a three-dimensional fast radial symmetry transform (Loy and Zelinsky,
-2003), and sorted into microbleeds, calcifications and others by a residual network that sees the
-susceptibility-weighted image and the high-pass phase, after the approach of Liu et al. (2019);
-scans without phase were read by a network that sees the magnitude alone. The network was trained on
-simulated images. Lesions of 2-10 mm were counted, by the regions of MARS (Gregoire et al., 2009)
-and BOMBS (Cordonnier et al., 2009). The workflow runs on Snakemake (Mölder et al., 2021) and
-nipype (Gorgolewski et al., 2011); data follow BIDS (Gorgolewski et al., 2016).
+correction (Tustison et al., 2010) and registration to a whole-head template with ANTs (Avants et
+al., 2011). Candidates were found with a three-dimensional fast radial symmetry transform (Loy and
+Zelinsky, 2003), and sorted into microbleeds, calcifications and others by a residual network that
+sees the susceptibility-weighted image and the high-pass phase, after the approach of Liu et al.
+(2019); scans without phase were read by a network that sees the magnitude alone. The network was
+trained on simulated images. Lesions of {_diameters(config)} mm were counted, by the regions of MARS
+(Gregoire et al., 2009) and BOMBS (Cordonnier et al., 2009). The workflow runs on Snakemake (Mölder
+et al., 2021) and nipype (Gorgolewski et al., 2011); data follow BIDS (Gorgolewski et al., 2016).
 
 ## References
 
@@ -337,3 +336,9 @@ nipype (Gorgolewski et al., 2011); data follow BIDS (Gorgolewski et al., 2016).
 - Schofield MA, Zhu Y. Opt Lett 2003;28:1194-1196.
 - Tustison NJ et al. IEEE Trans Med Imaging 2010;29:1310-1320.
 """
+
+
+def _diameters(config: Mapping[str, Any]) -> str:
+    lesions = config.get("lesions", {})
+    smallest = lesions.get("minimum_diameter_mm", 2.0)
+    return f"{smallest:g}-{lesions.get('maximum_diameter_mm', 10.0):g}"

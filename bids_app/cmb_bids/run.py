@@ -75,10 +75,11 @@ def load_config(path: Path | None = None) -> dict[str, Any]:
     """
     config = _read_yaml(project_root() / "config" / "config.yaml")
     if path is not None:
-        given = _read_yaml(path)
+        # A section whose keys are all commented out is read as nothing.
+        given = {key: values for key, values in _read_yaml(path).items() if values is not None}
         check_config(given, path)
         for section, values in given.items():
-            config[section] = {**config.get(section, {}), **(values or {})}
+            config[section] = {**config[section], **values}
     check_config(config, path or project_root() / "config" / "config.yaml")
     return resolve_model(config)
 
@@ -301,20 +302,24 @@ def _read_participants(path: Path) -> tuple[list[str], dict[str, list[str]]]:
 def write_scans_table(output_dir: Path, folder: str) -> None:
     """Write the table of one participant (and session) from the rows of its complete scans.
 
-    No table is left where no scan is complete: no row means not processed.
+    No table is left where no scan is complete: no row means not processed. ``scans.json``, which
+    describes the columns of all these tables, is there when one of them is.
     """
     import pandas as pd
 
     path = output_dir / naming.scans_table(folder)
+    # One level deep: the rows of sessions belong to the sessions' own tables.
     rows = sorted((output_dir / "logs" / "scans" / folder).glob("*/scan_row.json"))
-    # With a session-less participant, rows of sessions lie one level deeper and are not met.
     if not rows:
         path.unlink(missing_ok=True)
+        if not any(output_dir.glob("sub-*/**/*_scans.tsv")):
+            (output_dir / "scans.json").unlink(missing_ok=True)
         return
     table = pd.DataFrame([read_json(row) for row in rows])
     first = [name for name in SCAN_COLUMNS if name in table.columns]
     table = table[[*first, *(name for name in table.columns if name not in first)]]
     write_table(path, table.sort_values("filename"))
+    write_if_changed(output_dir / "scans.json", SCAN_COLUMNS)
 
 
 def run_group(bids_dir: Path, output_dir: Path) -> Any:
