@@ -204,7 +204,8 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
     "model": {"Description": "Name and version of the network."},
     "version": {"Description": "Version of cmb-bids."},
     "field_strength_t": {"Description": "Field strength of the scanner.", "Units": "T"},
-    "echo_times_ms": {"Description": "Echo times, separated by commas.", "Units": "ms"},
+    # No "Units": BIDS takes a column with units for numbers, and this is a list of them.
+    "echo_times_ms": {"Description": "Echo times in milliseconds, separated by commas."},
     "mask_source": {
         "Description": "Where the brain mask comes from.",
         "Levels": {
