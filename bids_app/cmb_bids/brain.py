@@ -38,7 +38,7 @@ REFINEMENT_MM = 6.0
 # Nodding is what differs most between positionings; each start is a rotation in degrees (x, z).
 STARTS_DEG = ((0, 0), (-25, 0), (25, 0), (0, 25), (0, -25))
 # Iterations at twice the working voxel, then at the working voxel.
-SYN_ITERATIONS = (40, 10)
+SYN_ITERATIONS = (50, 5)
 BRAIN_MARGIN_MM = 15.0
 # A first start whose heads overlap by this Dice needs no other start.
 GOOD_OVERLAP = 0.92
@@ -92,12 +92,14 @@ class Registration(NamedTuple):
     """Template coordinates of the scan's coarse grid.
 
     ``points`` (x, y, z, 3) are template world mm per coarse voxel; ``coverage`` is the share of
-    the template brain inside the field of view; ``overlap`` the Dice of the two heads.
+    the template brain inside the field of view; ``overlap`` the Dice of the two heads;
+    ``matrix`` the affine part, scan to template world.
     """
 
     points: np.ndarray
     coverage: float
     overlap: float
+    matrix: np.ndarray
 
 
 # ---------------------------------------------------------------- template
@@ -314,6 +316,7 @@ def register_template(
     template: Template,
     brain_only: bool = False,
     seed: int = 1,
+    start: np.ndarray | None = None,
 ) -> Registration:
     """Find template coordinates for every voxel of a coarse scan.
 
@@ -329,6 +332,8 @@ def register_template(
         Register the template's brain instead of its head.
     seed : int
         Of the random sampling of the metric.
+    start : (4, 4) array, optional
+        Scan to template world, to begin from; otherwise several starts are tried.
 
     Returns
     -------
@@ -344,7 +349,7 @@ def register_template(
     silhouette = moving_array > 0.1 * np.percentile(moving_array, 98)
     with tempfile.TemporaryDirectory(prefix="cmb-brain-") as folder:
         affine_file, matrix, overlap = _best_affine(
-            fixed, moving, coarse_affine, head, silhouette, moving_affine, folder, seed
+            fixed, moving, coarse_affine, head, silhouette, moving_affine, folder, seed, start
         )
         points = voxel_grid_points(coarse.shape, matrix @ coarse_affine)
         box = _brain_box(template, matrix, coarse.shape, coarse_affine)
@@ -354,7 +359,7 @@ def register_template(
             displacement = _deform(_to_ants(near, near_affine), moving, affine_file, folder, seed)
             points[box] = voxel_grid_points(near.shape, near_affine) + displacement
     coverage = _coverage(template, matrix, coarse.shape, coarse_affine)
-    return Registration(points.astype(np.float32), coverage, overlap)
+    return Registration(points.astype(np.float32), coverage, overlap, matrix)
 
 
 def _deform(fixed: Any, moving: Any, affine_file: str, folder: str, seed: int) -> np.ndarray:
@@ -468,6 +473,7 @@ def _best_affine(
     moving_affine: np.ndarray,
     folder: str,
     seed: int,
+    start: np.ndarray | None = None,
 ) -> tuple[str, np.ndarray, float]:
     """Affine registration from the first start that succeeds, or the best of all.
 
@@ -476,8 +482,9 @@ def _best_affine(
     centre = _centroid(head, fixed_affine)
     target = _centroid(silhouette, moving_affine)
     best: tuple[str, np.ndarray, float] | None = None
-    for number, rotation in enumerate(STARTS_DEG):
-        begin = _write_affine(_start(rotation, centre, target), centre, f"{folder}/{number}.mat")
+    starts = [_start(r, centre, target) for r in STARTS_DEG] if start is None else [start]
+    for number, matrix in enumerate(starts):
+        begin = _write_affine(matrix, centre, f"{folder}/{number}.mat")
         [file] = _register(
             seed,
             fixed,
@@ -719,7 +726,17 @@ def extract_brain(
     )
     full_bias = np.exp(_enlarge(np.log(bias), steps, image.shape))
     return _carry_over(
-        image, affine, full_bias, coarse, coarse_affine, head, registration, steps, given, config
+        image,
+        affine,
+        full_bias,
+        coarse,
+        coarse_affine,
+        head,
+        registration,
+        steps,
+        given,
+        config,
+        1 + random_seed,
     )
 
 
@@ -774,46 +791,53 @@ def _carry_over(
     steps: tuple[int, int, int],
     given: np.ndarray | None,
     config: BrainConfig,
+    seed: int,
 ) -> BrainResult:
     """Carry mask and regions to the scan, pass them through the gate, and write the report."""
     template = load_template()
 
-    def sample(values: np.ndarray, order: int) -> np.ndarray:
-        return sample_template(
-            values, template.affine, registration.points, steps, image.shape, order
-        )
+    def sample(found: Registration, values: np.ndarray, order: int) -> np.ndarray:
+        return sample_template(values, template.affine, found.points, steps, image.shape, order)
 
-    carried = sample(template.mask, 1) > TEMPLATE_MASK_LEVEL
+    carried = sample(registration, template.mask, 1) > TEMPLATE_MASK_LEVEL
     outline = block_mean(carried.astype(np.float32), steps) > 0.5
     if given is None:
-        refined = refine_mask(outline, coarse, voxel_sizes(coarse_affine))
-        mask = _largest(carried & (_enlarge(refined.astype(np.float32), steps, image.shape) > 0.4))
-        reason = gate(_volume_ml(mask, affine), registration.coverage, registration.overlap, config)
+        outline = refine_mask(outline, coarse, voxel_sizes(coarse_affine))
+        mask = _largest(carried & (_enlarge(outline.astype(np.float32), steps, image.shape) > 0.4))
     else:
         mask = given
-        reason = gate(_volume_ml(mask, affine), registration.coverage, None, config)
-    source = "registration" if given is None else "derivatives"
     volume = _volume_ml(mask, affine)
-    share = volume / max(_volume_ml(head, coarse_affine), 1e-6)
+    overlap = registration.overlap if given is None else None
+    reason = gate(volume, registration.coverage, overlap, config)
+    source = "registration" if given is None else "derivatives"
+    regions, mni_affine = np.zeros(image.shape, np.int16), None
     believed = reason is None if given is None else _dice(given, carried) >= MINIMUM_AGREEMENT
     if believed:
-        regions = sample(template.regions, 0) * mask
+        if given is None:
+            # Scalp and skull decided the first fit; without them the brain's inside decides.
+            registration = register_template(
+                coarse * outline,
+                coarse_affine,
+                outline,
+                template,
+                brain_only=True,
+                seed=seed,
+                start=registration.matrix,
+            )._replace(coverage=registration.coverage, overlap=registration.overlap)
+        regions = sample(registration, template.regions, 0) * mask
         fit = _affine_fit(registration.points, outline, coarse_affine)
-        mni_affine: list[list[float]] | None = np.round(template.to_mni @ fit, 6).tolist()
-    else:
-        regions, mni_affine = np.zeros(image.shape, np.int16), None
+        mni_affine = np.round(template.to_mni @ fit, 6).tolist()
     if reason is not None and given is None:
         mask, source = signal_mask(image, affine), "signal"
     report = {
         "volume_ml": round(volume, 1),
         "coverage": round(registration.coverage, 4),
         "head_overlap": round(registration.overlap, 4),
-        "share_of_head": round(share, 4),
+        "share_of_head": round(volume / max(_volume_ml(head, coarse_affine), 1e-6), 4),
         "gate": "pass" if reason is None else "fail",
         "reason": reason or "",
         "source": source,
         "mni_affine": mni_affine,
     }
-    return BrainResult(
-        mask, normalize_magnitude(image, mask, bias), regions.astype(np.int16), report
-    )
+    normalized = normalize_magnitude(image, mask, bias)
+    return BrainResult(mask, normalized, regions.astype(np.int16), report)
