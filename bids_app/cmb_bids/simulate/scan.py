@@ -241,7 +241,6 @@ def insert_vessels(
     share = veins.rasterise(tree, maps[0].shape, tuple(spacing))
     flat = np.flatnonzero(share.ravel() > 1e-3)
     weight = share.ravel()[flat]
-    # Far from the head centre a vessel may leave the brain; signal there is scaled by tissue.
     for volume, value in zip(maps, (signal, rate, chi), strict=True):
         view = volume.reshape(-1)
         view[flat] = view[flat] * (1 - weight) + weight * value

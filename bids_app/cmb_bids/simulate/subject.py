@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,7 +54,6 @@ class SubjectSpec:
     ghost: float = 0.0
     motion_mm: float = 0.0
     flip_first_axis: bool = False
-    tags: dict[str, str] = field(default_factory=dict)
 
 
 def spec_rng(spec: SubjectSpec, stream: int) -> np.random.Generator:
@@ -107,7 +106,7 @@ def sample_subject(
     low, high = AGE_RANGES[group]
     age = int(rng.integers(low, high + 1))
     old = float(np.clip((age - 40) / 40, 0, 1.2))
-    size = rng.normal(0.95, 0.025)
+    size = rng.normal(0.94, 0.025)
     scale = np.clip(size * (1 + rng.normal(0, 0.015, 3)), 0.89, 1.0)
     rotation = rng.normal(0, [4.0, 2.5, 3.0])
     shift = rng.normal(0, [2.0, 2.5, 1.5])
