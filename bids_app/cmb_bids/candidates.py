@@ -28,8 +28,8 @@ from cmb_bids.volumes import voxel_sizes, voxel_to_world
 
 COLUMNS = ("index", "name", "x", "y", "z", "i", "j", "k", "score", "radius_mm", "contrast")
 
-# Weights of the features, fitted (non-negative logistic regression) on simulated scans: see
-# docs/candidates.md.
+# Weights of the features, set by hand after non-negative logistic regressions on simulated scans
+# (tools/measure_candidates.py --fit), which rank no better: see docs/candidates.md.
 WEIGHTS = {
     "symmetry_magnitude": 0.4,
     "symmetry_swi": 0.2,
@@ -464,16 +464,55 @@ def find_candidates(
         Images and mask differ in shape.
     """
     config = config or CandidateConfig()
+    table = propose_places(normalized, mask, affine, swi, highpass, config)
+    if table.empty:
+        return empty_candidates()
+    features = table[[name for name in table if name in {*WEIGHTS, *WEIGHTS_WITHOUT_PHASE}]]
+    table["score"] = score_places(features)
+    points = table[["x", "y", "z"]].to_numpy()
+    kept = suppress_neighbours(points, table["score"].to_numpy(), config.merge_distance_mm)
+    best = table.iloc[kept[: config.maximum_candidates]].reset_index(drop=True)
+    best["index"] = np.arange(1, len(best) + 1)
+    best["name"] = "candidate"
+    return best[list(COLUMNS)]
+
+
+def propose_places(
+    normalized: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    swi: np.ndarray | None,
+    highpass: np.ndarray | None,
+    config: CandidateConfig,
+) -> pd.DataFrame:
+    """Every local maximum of every contrast with its features, unranked and unmerged.
+
+    Parameters
+    ----------
+    normalized, mask, affine, swi, highpass, config
+        As `find_candidates`.
+
+    Returns
+    -------
+    DataFrame
+        ``x y z i j k radius_mm contrast`` and the features of `describe_places`; empty where
+        there is no brain or nothing dark in it.
+
+    Raises
+    ------
+    ValueError
+        Images and mask differ in shape.
+    """
     mask = np.asarray(mask, dtype=bool)
     for image in (normalized, swi, highpass):
         if image is not None and image.shape != mask.shape:
             raise ValueError(f"an image has shape {image.shape}, the mask {mask.shape}")
     if not mask.any():
-        return empty_candidates()
+        return pd.DataFrame()
     grid = _working_grid(mask, voxel_sizes(affine), config)
     brain = _on_grid(mask, grid) > 0.5
     if not brain.any():
-        return empty_candidates()
+        return pd.DataFrame()
     outside_mm = ndimage.distance_transform_edt(~brain, sampling=grid.voxel_sizes_mm)
     inside = outside_mm <= config.mask_dilation_mm
     del outside_mm
@@ -481,17 +520,12 @@ def find_candidates(
     found = [_places_of(contrast, inside, grid, config) for contrast in contrasts]
     table = pd.concat(found, ignore_index=True)
     if table.empty:
-        return empty_candidates()
+        return table
     places = table[["a", "b", "c"]].to_numpy()
-    table["score"] = score_places(describe_places(contrasts, places, brain, grid))
     table[["i", "j", "k"]] = grid.to_scan(places)
-    points = voxel_to_world(affine, table[["i", "j", "k"]].to_numpy())
-    table[["x", "y", "z"]] = points
-    kept = suppress_neighbours(points, table["score"].to_numpy(), config.merge_distance_mm)
-    best = table.iloc[kept[: config.maximum_candidates]].reset_index(drop=True)
-    best["index"] = np.arange(1, len(best) + 1)
-    best["name"] = "candidate"
-    return best[list(COLUMNS)]
+    table[["x", "y", "z"]] = voxel_to_world(affine, table[["i", "j", "k"]].to_numpy())
+    features = describe_places(contrasts, places, brain, grid)
+    return pd.concat([table.drop(columns=["a", "b", "c"]), features], axis=1)
 
 
 def _places_of(
