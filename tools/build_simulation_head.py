@@ -34,11 +34,12 @@ CAUDATE, PUTAMEN, PALLIDUM, THALAMUS, INTERNAL, EXTERNAL = 21, 22, 23, 24, 25, 2
 CALLOSUM, DEEP, BRAINSTEM, CEREBELLUM, VENTRICLE = 27, 28, 31, 32, 41
 
 # Desikan-Killiany order of the left hemisphere (1..41; right adds 41; 83 is the brainstem).
+LOBES_AND_NUCLEI = [3, 1, 1, 4, 3, 3, 2, 3, 2, 4, 1, 4, 1, 3, 3, 1, 1, 1, 1, 4, 2, 2, 1, 2, 1, 1, 1]
+LOBES_AND_NUCLEI += [2, 3, 2, 1, 3, 3, 5, 24, 21, 22, 23, 21, 3, 3]
 ATLAS_REGIONS = dict(
     zip(
         range(1, 42),
-        [3, 1, 1, 4, 3, 3, 2, 3, 2, 4, 1, 4, 1, 3, 3, 1, 1, 1, 1, 4, 2, 2, 1, 2, 1, 1, 1, 2, 3, 2]
-        + [1, 3, 3, 5, 24, 21, 22, 23, 21, 3, 3],
+        LOBES_AND_NUCLEI,
         strict=True,
     )
 )
@@ -57,11 +58,11 @@ def carry_atlas(head: Path, brain: Path, atlas: Path) -> np.ndarray:
         name = str(Path(scratch) / "mni.nii.gz")
         nib.save(datasets.load_mni152_template(resolution=1), name)
         fixed, moving = ants.image_read(str(brain)), ants.image_read(name)
-        warp = ants.registration(
-            fixed, moving, "SyNRA", reg_iterations=(40, 20, 5), random_seed=1
-        )
+        warp = ants.registration(fixed, moving, "SyNRA", reg_iterations=(40, 20, 5), random_seed=1)
         carried = ants.apply_transforms(
-            fixed, ants.image_read(str(atlas)), warp["fwdtransforms"],
+            fixed,
+            ants.image_read(str(atlas)),
+            warp["fwdtransforms"],
             interpolator="nearestNeighbor",
         )
     return carried.numpy().astype(np.int16)
@@ -219,7 +220,10 @@ def label_tissues(intensity: np.ndarray, bet: np.ndarray, atlas: np.ndarray, aff
     tissue[brainstem & ~csf] = TISSUES["brainstem"]
     solid = brain & ~csf & ~ventricle
     for region, name in (
-        (CAUDATE, "caudate"), (PUTAMEN, "putamen"), (PALLIDUM, "pallidum"), (THALAMUS, "thalamus")
+        (CAUDATE, "caudate"),
+        (PUTAMEN, "putamen"),
+        (PALLIDUM, "pallidum"),
+        (THALAMUS, "thalamus"),
     ):
         tissue[(parcels == region) & solid] = TISSUES[name]
     tissue[both_sides(grid, (5.0, -20, -8), (3.2, 3.2, 3.8)) & solid] = TISSUES["red_nucleus"]
@@ -308,8 +312,13 @@ def main() -> None:
     tissue, region, level, brain = label_tissues(intensity, bet, atlas, image.affine)
     save_small(
         options.output,
-        {"tissue": tissue, "region": region, "level": level, "brain": np.packbits(brain),
-         "affine": image.affine.astype(np.float64)},
+        {
+            "tissue": tissue,
+            "region": region,
+            "level": level,
+            "brain": np.packbits(brain),
+            "affine": image.affine.astype(np.float64),
+        },
     )
     print(f"{options.output}: {options.output.stat().st_size / 1e6:.2f} MB")
 
