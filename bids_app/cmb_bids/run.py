@@ -169,7 +169,7 @@ def safe_environment(scratch: Path) -> dict[str, str]:
     A container started under a user id that it does not know has no home, and no name for the
     user: matplotlib, numba, nipype and Snakemake each stop at that.
     """
-    environment = {**os.environ, "NO_ET": "1", "PYTHONNOUSERSITE": "1"}
+    environment = {**os.environ, "NO_ET": "1"}
     home = Path(environment.get("HOME") or "/")
     poor = not os.access(home, os.W_OK) or str(home) == "/"
     if poor:
@@ -477,6 +477,8 @@ def snakemake_command(
         *("--rerun-triggers", "mtime"),
         *("--scheduler", "greedy"),
         *("--drop-metadata", "--nocolor"),
+        # Lists of every job's files would make the log unreadable; a failed job's are shown.
+        *("--quiet", "host", "reason", *([] if dry_run else ["rules"])),
     ]
     if resources.cpus:
         command += ["--cores", str(resources.cpus)]
