@@ -71,7 +71,7 @@ def _headline(metrics: dict[str, Any]) -> str:
         "microbleeds, of participants not used in training or calibration; a hit is a one-to-one "
         "match within 5 mm, lesions without a candidate count as missed.",
         "",
-        "| simulated | definite | definite + possible | symmetry score alone |",
+        "| simulated | definite | definite + possible | candidate score alone |",
         "|---|---|---|---|",
     ]
     alone = {
@@ -96,7 +96,7 @@ def _froc_table(test: dict[str, Any], ranking: dict[str, Any]) -> str:
             f"| sensitivity (simulated) at false positives per case | {' | '.join(rates)} |",
             "|---" * (len(rates) + 1) + "|",
             f"| network | {' | '.join(_shown(test[key][r]) for r in rates)} |",
-            f"| symmetry score alone | {' | '.join(_shown(ranking[key][r]) for r in rates)} |",
+            f"| candidate score alone | {' | '.join(_shown(ranking[key][r]) for r in rates)} |",
         ]
     )
 
@@ -106,7 +106,8 @@ def _other_figures(test: dict[str, Any]) -> str:
         f"Microbleeds with a candidate: {_shown(test['candidate_recall'])}, which no network can "
         f"exceed; candidates per case: {_shown(test['candidates_per_case'])}; expected calibration "
         f"error of the microbleed probability: {_shown(test['expected_calibration_error'])}. "
-        "The symmetry score's threshold was chosen on the test cases themselves, in its favour."
+        "The candidate score (radial symmetry and depth) ranks the same candidates without a "
+        "network; its threshold was chosen on the test cases themselves, in its favour."
     )
 
 
@@ -126,11 +127,12 @@ def _by_protocol(protocols: dict[str, dict[str, Any]]) -> str:
 def _made_from(metrics: dict[str, Any]) -> str:
     data, training, calibration = metrics["data"], metrics["training"], metrics["calibration"]
     counts = ", ".join(f"{n} {name}" for name, n in data["training_candidates"].items())
+    split = ", ".join(f"{n} {name}" for name, n in data["split"].items())
     keys = ", ".join(f"`{key}`" for key in data["keys"])
     return "\n".join(
         [
             f"- Data: {data['cases']} simulated scans (seed {data['seed']}, data key {keys}), "
-            f"split by participant {data['split']}; training candidates: {counts}.",
+            f"split by participant ({split}); training candidates: {counts}.",
             f"- Training: seed {training['seed']}, {training['steps']} steps of "
             f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
             f"{training['device']}.",
