@@ -295,6 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, extra = parse_arguments(arguments)
         if options.level == "group":
             return run_group(options)
+        from cmb_bids.run import stop_when_asked
+
+        stop_when_asked()
         return run_participant(options, extra, arguments)
     except CmbError as error:
         print(f"cmb-bids: {error}", file=sys.stderr)

@@ -44,15 +44,18 @@ TOTAL_COLUMNS: dict[str, dict[str, Any]] = {
     "cmb_total": {"Description": "Definite and possible counted microbleeds together."},
 }
 PHENOTYPE_COLUMNS: dict[str, dict[str, Any]] = {
-    "n_scans": {"Description": "Number of scans of the participant (and session) with a result."},
+    "n_scans": {
+        "Description": "Number of scans of the participant, of all sessions, with a result."
+    },
 }
 MEASUREMENT_TOOL = {
     "Description": (
         "Cerebral microbleeds counted by cmb-bids on susceptibility-weighted MRI. One row per "
-        "participant, or per participant and session. Where several scans exist the row shows one "
-        "of them, named in 'filename': the best by quality check (pass before warn before fail), "
-        "then complex before magnitude-only input, then the shortest and alphabetically first "
-        "file name. Scans are never added up, for they show the same lesions. Research use only."
+        "participant. Where several scans exist the row shows one of them, named in 'filename': "
+        "the best by quality check (pass before warn before fail), then complex before "
+        "magnitude-only input, then the first session, then the shortest and alphabetically first "
+        "file name. Scans are never added up, for they show the same lesions; every session is in "
+        "group_microbleeds.csv. Research use only."
     ),
 }
 _QUALITY_ORDER = {PASS: 0, WARN: 1, FAIL: 2}
@@ -217,22 +220,23 @@ def _with_total(row: Row) -> Row:
     return {**row, "processing": PROCESSED, "cmb_total": total}
 
 
-def preference(row: Mapping[str, str]) -> tuple[int, int, int, str]:
+def preference(row: Mapping[str, str]) -> tuple[int, int, str, int, str]:
     """Sort key that puts the scan to show for a participant first (`MEASUREMENT_TOOL`)."""
     filename = row.get("filename", "")
     return (
         _QUALITY_ORDER.get(row.get("qc_status", ""), len(_QUALITY_ORDER)),
         _INPUT_ORDER.get(row.get("input", ""), len(_INPUT_ORDER)),
+        row.get("session_id", MISSING),
         len(filename),
         filename,
     )
 
 
 def choose_scans(rows: Iterable[Row]) -> list[Row]:
-    """One row per participant and session, the preferred scan, with ``n_scans``."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """One row per participant, the preferred scan, with ``n_scans``."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["participant_id"], row["session_id"]), []).append(row)
+        groups.setdefault(row["participant_id"], []).append(row)
     chosen = []
     for _, scans in sorted(groups.items()):
         best = min(scans, key=preference)
@@ -300,10 +304,10 @@ def _describe_participants(derivatives_dir: Path, columns: Iterable[str]) -> dic
 def collect_group(derivatives_dir: str | os.PathLike[str]) -> GroupSummary:
     """Write the group tables of a derivative dataset.
 
-    ``phenotype/microbleeds.tsv`` and ``.json`` hold one row per participant (and session, where
-    there are sessions); ``group_microbleeds.csv`` and ``.json`` one row per scan, joined with
-    participants.tsv. Participants of participants.tsv, or with a folder, that have no scans row
-    are listed as not processed.
+    ``phenotype/microbleeds.tsv`` and ``.json`` hold one row per participant, as BIDS wants it;
+    ``group_microbleeds.csv`` and ``.json`` one row per scan, joined with participants.tsv.
+    Participants of participants.tsv, or with a folder, that have no scans row are listed as not
+    processed.
 
     Parameters
     ----------
@@ -354,8 +358,9 @@ def _write_phenotype(directory: Path, chosen: list[Row], absent: list[Row]) -> l
         *(name for name in _scan_columns(chosen) if name not in PHENOTYPE_COLUMNS),
         *TOTAL_COLUMNS,
     ]
-    rows = sorted([*chosen, *absent], key=lambda row: (row["participant_id"], row["session_id"]))
-    rows = [{"n_scans": "0", **row} for row in rows]
+    people = {row["participant_id"]: {"n_scans": "0", **row} for row in reversed(absent)}
+    people |= {row["participant_id"]: row for row in chosen}
+    rows = [people[label] for label in sorted(people)]
     table = directory / "phenotype" / "microbleeds.tsv"
     # The description goes first: a table without its JSON would be invalid, the reverse is not.
     write_json(table.with_suffix(".json"), _describe_phenotype(columns))
@@ -400,14 +405,12 @@ def _summarise(
 ) -> GroupSummary:
     """Totals over the tables."""
     counts = [_as_count(row, "cmb_definite") for row in chosen]
-    # A participant with two sessions is one participant, positive if either is.
-    positive = {row["participant_id"] for row, n in zip(chosen, counts, strict=True) if n}
     return GroupSummary(
-        participants=len({row["participant_id"] for row in chosen}),
+        participants=len(chosen),
         scans=len(scans),
         not_processed=len(absent),
         flagged=sum(row.get("qc_status") == FAIL for row in scans),
-        positive=len(positive),
+        positive=sum(bool(n) for n in counts),
         microbleeds=sum(n or 0 for n in counts),
         files=tuple(written),
     )

@@ -263,9 +263,9 @@ def fast_radial_symmetry(
 ) -> RadialSymmetry:
     """Radial symmetry of dark objects at every voxel.
 
-    For each radius n (mm), F_n = (M_n / k_n) (min(O_n, k_n) / k_n)^alpha with the orientation projection
-    O_n (votes) and the magnitude projection M_n (votes weighted by gradient strength), both
-    smoothed by a Gaussian of ``smoothing`` n. k_n is the votes of an ideal ball.
+    For each radius n (mm), F_n = (M_n / k_n) (min(O_n, k_n) / k_n)^alpha with the orientation
+    projection O_n (votes) and the magnitude projection M_n (votes weighted by gradient strength),
+    both smoothed by a Gaussian of ``smoothing`` n. k_n is the votes of an ideal ball.
 
     Parameters
     ----------

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from cmb_bids.errors import BadData, InputMissing, UsageError
 from cmb_bids.patches import PatchGeometry
+from cmb_bids.volumes import written_whole
 
 CLASSES = ("microbleed", "calcification", "other")
 CONTRAST_ONLY = ("contrast",)
@@ -245,10 +246,8 @@ def save_model(network: MicrobleedNet, path: Path, provenance: dict[str, Any]) -
         "description": json.dumps(asdict(network.description)),
         "provenance": json.dumps(provenance),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    save_file(state, str(beside), metadata=metadata)
-    beside.replace(path)
+    with written_whole(path) as beside:
+        save_file(state, str(beside), metadata=metadata)
 
 
 def predict_logits(network: MicrobleedNet, patches: np.ndarray) -> np.ndarray:

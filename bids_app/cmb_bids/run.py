@@ -8,6 +8,7 @@ import logging
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -315,7 +316,8 @@ def write_scans_table(output_dir: Path, folder: str) -> None:
         if not any(output_dir.glob("sub-*/**/*_scans.tsv")):
             (output_dir / "scans.json").unlink(missing_ok=True)
         return
-    table = pd.DataFrame([read_json(row) for row in rows])
+    # As objects: a count beside a missing one stays a whole number.
+    table = pd.DataFrame([read_json(row) for row in rows], dtype=object)
     first = [name for name in SCAN_COLUMNS if name in table.columns]
     table = table[[*first, *(name for name in table.columns if name not in first)]]
     write_table(path, table.sort_values("filename"))
@@ -491,11 +493,25 @@ def snakemake_command(
     return [*command, *extra, "--config", f"manifest={manifest}"]
 
 
+class Terminated(KeyboardInterrupt):
+    """Asked to stop by a signal that only this process got, as ``docker stop`` does."""
+
+
+def stop_when_asked() -> None:
+    """Take SIGTERM for an interrupt, so that jobs are stopped and unfinished files removed."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def run_snakemake(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
     """Run Snakemake with its messages in ``log``; report progress; return its exit status.
 
-    An interrupt reaches Snakemake as well, being in the same process group; it is given time to
-    stop its jobs and remove what they left unfinished.
+    An interrupt from the keyboard reaches Snakemake as well, being in the same process group; a
+    signal to this process alone is passed on. It is given time to stop its jobs and remove what
+    they left unfinished.
     """
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
@@ -515,7 +531,9 @@ def run_snakemake(command: Sequence[str], log: Path, environment: Mapping[str, s
                 if line.rstrip().endswith("done") and " steps (" in line:
                     logger.info("%s", line.strip())
             return process.wait()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as request:
+            if isinstance(request, Terminated):
+                process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 stream.write(process.communicate(timeout=60)[0] or "")
             if process.poll() is None:

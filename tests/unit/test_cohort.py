@@ -74,7 +74,7 @@ def test_every_column_of_both_tables_is_described(tmp_path):
     assert list(json.loads((tmp_path / "group_microbleeds.json").read_text())) == list(wide)
 
 
-def test_sessions_are_rows_of_their_own(tmp_path):
+def test_a_participant_is_one_row_and_its_sessions_are_in_the_wide_table(tmp_path):
     write_scans(tmp_path, "sub-01/ses-A", [scan_row(definite=1)])
     write_scans(tmp_path, "sub-01/ses-B", [scan_row(definite=3)])
     (tmp_path / "sub-02" / "ses-A" / "anat").mkdir(parents=True)
@@ -83,8 +83,14 @@ def test_sessions_are_rows_of_their_own(tmp_path):
     assert list(table[0])[:2] == ["participant_id", "session_id"]
     assert [(r["session_id"], r["cmb_definite"], r["processing"]) for r in table] == [
         ("ses-A", "1", "processed"),
-        ("ses-B", "3", "processed"),
         ("ses-A", "n/a", "not_processed"),
+    ]
+    assert [row["n_scans"] for row in table] == ["2", "0"]
+    wide = read_csv(tmp_path / "group_microbleeds.csv")
+    assert [(row["session_id"], row["cmb_definite"]) for row in wide] == [
+        ("ses-A", "1"),
+        ("ses-B", "3"),
+        ("ses-A", "n/a"),
     ]
     assert (summary.participants, summary.positive, summary.not_processed) == (1, 1, 1)
 

@@ -331,7 +331,8 @@ def test_runs_on_different_participants_into_one_output_lose_nobody(tmp_path):
     assert_valid_bids(output)
 
 
-def test_an_interrupted_run_ends_cleanly_and_the_next_one_goes_on(tmp_path):
+@pytest.mark.parametrize("asked", ["keyboard", "docker stop"])
+def test_an_interrupted_run_ends_cleanly_and_the_next_one_goes_on(tmp_path, asked):
     root = make_dataset(tmp_path / "bids", "01", "02", "03")
     output = tmp_path / "out"
     process = start(root, output, "participant", "--n-cpus", "1")
@@ -339,7 +340,10 @@ def test_an_interrupted_run_ends_cleanly_and_the_next_one_goes_on(tmp_path):
     while not list(output.glob("logs/scans/*/*/provenance_phase.json")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
+    if asked == "keyboard":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
     code, said = end(process)
     assert code == 130, said
     assert "Traceback" not in said

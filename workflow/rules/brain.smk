@@ -23,7 +23,7 @@ rule brain:
         interface="cmb_bids.interfaces.brain:BrainMask",
     log:
         f"{LOGS}/{{folder}}/{{prefix}}_brain.log",
-    threads: 2
+    threads: 1 # more would make registration depend on how its threads take turns
     resources:
         mem_mb=2500,
         runtime=30,

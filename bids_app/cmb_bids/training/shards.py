@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import logging
@@ -103,14 +104,28 @@ def load_case(path: Path, kinds: Sequence[str] = KINDS, patches: bool = True) ->
 
 
 def data_key(settings: dict[str, Any]) -> str:
-    """Fingerprint of all that decides what a case holds: settings and the code behind it."""
+    """Fingerprint of all that decides what a case holds: settings and the code behind it.
+
+    Comments, docstrings and layout do not count.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     root = Path(str(files("cmb_bids")))
     for name in MODULES_BEHIND_DATA:
         path = root / name
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(source.read_bytes() if source.is_file() else b"")
+            digest.update(_what_it_does(source.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()[:12]
+
+
+def _what_it_does(source: str) -> str:
+    """Source code without what does not run: comments, layout, docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def case_path(directory: Path, index: int) -> Path:
