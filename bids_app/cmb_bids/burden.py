@@ -155,7 +155,7 @@ def _describe_scan(
         "mask_source": brain_report.get("source"),
         "mask_volume_ml": _rounded(brain_report.get("volume_ml"), 1),
         "mask_coverage": _rounded(brain_report.get("coverage"), 3),
-        "polarity": POLARITIES.get(phase_report.get("polarity_sign")),
+        "polarity": POLARITIES.get(phase_report.get("polarity_sign") or 0),
         "polarity_confidence": phase_report.get("polarity_confidence"),
     }
 
