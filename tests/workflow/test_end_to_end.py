@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bids
 import pytest
 
 from cmb_bids.volumes import read_json, read_table, read_volume
@@ -107,6 +108,14 @@ def test_the_outputs_are_valid_bids_with_sensible_images(dataset, processed):
     highpass = read_volume(anat / f"{name}_part-phase_desc-highpass_MEGRE.nii.gz").data
     assert abs(float(highpass[mask.data > 0].mean())) < 0.1
     valid_bids(output)
+
+
+def test_others_find_the_outputs_by_their_entities(processed):
+    """With pybids, as a user's own script would."""
+    layout = bids.BIDSLayout(processed[0], validate=False, config=["bids", "derivatives"])
+    images = layout.get(desc="cmb", suffix="dseg", extension=".nii.gz")
+    assert {image.entities["subject"] for image in images} >= {"01", "magnitude"}
+    assert len(layout.get(desc="brain", suffix="mask", subject="01", extension=".nii.gz")) == 1
 
 
 def test_what_is_found_agrees_with_the_truth(dataset, processed):
