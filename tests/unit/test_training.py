@@ -12,7 +12,7 @@ import torch
 from cmb_bids.errors import UsageError
 from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import Calibration, MicrobleedNet, ModelDescription, calibrate, load_model
-from cmb_bids.training import cli
+from cmb_bids.training import cli, shards
 from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, augment, fit, sample_batch
 from cmb_bids.training.labels import label_candidates, ranked_hits
 from cmb_bids.training.scoring import (
@@ -227,11 +227,11 @@ def arguments(*words):
 
 
 def test_train_writes_weights_metrics_and_card(tmp_path):
-    shards = tmp_path / "shards"
+    folder = tmp_path / "shards"
     for index in range(20):
-        save_case(toy_case(index), shards / f"case-{index:05d}.npz")
+        save_case(toy_case(index), folder / f"case-{index:05d}.npz")
     output = tmp_path / "models"
-    words = ["--output", str(output), "--shards", str(shards), "--cases", "20", "--epochs", "4"]
+    words = ["--output", str(output), "--shards", str(folder), "--cases", "20", "--epochs", "4"]
     assert cli.run(arguments(*words, "--models", "two-channel")) == 0
     metrics = json.loads((output / "microbleed-two-channel.json").read_text())
     assert metrics["simulated"] is True
@@ -299,3 +299,11 @@ def test_disturbed_mask_moves_its_surface_by_mm():
     assert radius == pytest.approx(27, abs=0.8)
     wobbly = cases.disturbed_mask(distance < 25, affine, 0.0, 2.0, rng)
     assert 0.6 < (wobbly & (distance < 25)).sum() / (distance < 25).sum() < 1
+
+
+def test_key_of_the_data_ignores_docstrings_and_layout():
+    one = '''"""Says this."""\nx = 1  # why\ndef f(a):\n    """Doc."""\n    return a\n'''
+    two = '''"""Says that."""\n\nx = (1)\ndef f(\n    a,\n):\n    """Docs."""\n    return a\n'''
+    assert shards._what_it_does(one) == shards._what_it_does(two)
+    assert shards._what_it_does(one) != shards._what_it_does(one.replace("1", "2"))
+    assert shards.data_key({"seed": 1}) != shards.data_key({"seed": 2})

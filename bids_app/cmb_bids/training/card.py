@@ -131,7 +131,8 @@ def _made_from(metrics: dict[str, Any]) -> str:
     keys = ", ".join(f"`{key}`" for key in data["keys"])
     return "\n".join(
         [
-            f"- Data: {data['cases']} simulated scans (seed {data['seed']}, data key {keys}), "
+            f"- Data: {data['cases']} simulated scans (seed {data['seed']}, data key {keys}, "
+            f"code key `{data['code_key']}`), "
             f"split by participant ({split}); training candidates: {counts}.",
             f"- Training: seed {training['seed']}, {training['steps']} steps of "
             f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
