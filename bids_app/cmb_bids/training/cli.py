@@ -165,7 +165,7 @@ def train_model(
         "initialised_from": args.init.name if args.init else None,
         "commit": _commit(),
     }
-    training["command"] = _command(args, training["epochs"])
+    training["command"] = _command(args, training["epochs"], channels)
     data = {
         "cases": len(paths),
         "seed": args.seed,
@@ -277,10 +277,11 @@ def _class_counts(labels: np.ndarray) -> dict[str, int]:
     return {name: int((labels == index).sum()) for index, name in enumerate(CLASSES)}
 
 
-def _command(args: argparse.Namespace, epochs: float) -> str:
+def _command(args: argparse.Namespace, epochs: float, channels: tuple[str, ...]) -> str:
     """The command that repeats this run; a time budget is given as the epochs it came to."""
     parts = ["cmb-lab train", "--output MODELS", f"--cases {args.cases}", f"--seed {args.seed}"]
     parts += [f"--workers {args.workers}", f"--epochs {epochs:g}", f"--device {args.device}"]
+    parts += [f"--models {next(name for name, chosen in MODELS.items() if chosen == [channels])}"]
     return " ".join(parts + ([f"--init {args.init.name}"] if args.init else []))
 
 
