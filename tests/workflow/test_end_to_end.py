@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import bids
+import numpy as np
 import pytest
 
 from cmb_bids.volumes import read_json, read_table, read_volume
@@ -48,7 +49,10 @@ def valid_bids(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """Two simulated participants, the second one's magnitude as a third, a truncated fourth."""
+    """Two simulated participants, the second one's magnitude as a third, a truncated fourth.
+
+    Beside it, in ``drawn``, a brain mask for the third, as if drawn by hand.
+    """
     folder = tmp_path_factory.mktemp("data") / "bids"
     done = command(
         *("cmb-lab", "simulate", folder, "--participants", "2", "--protocol", "ukb"),
@@ -64,6 +68,14 @@ def dataset(tmp_path_factory) -> Path:
                 shutil.copy(path, folder / copy / "anat" / path.name.replace(second, copy))
     for path in (folder / "sub-broken" / "anat").glob("*part-phase*.nii.gz"):
         path.write_bytes(path.read_bytes()[:5000])
+    truth = folder / "derivatives" / "truth"
+    drawn = folder.parent / "drawn" / "sub-magnitude" / "anat"
+    drawn.mkdir(parents=True)
+    shutil.copy(truth / "dataset_description.json", drawn.parents[1])
+    shutil.copy(
+        truth / second / "anat" / f"{second}_desc-brain_mask.nii.gz",
+        drawn / "sub-magnitude_desc-brain_mask.nii.gz",
+    )
     table = (folder / "participants.tsv").read_text().splitlines()
     row = table[-1].split("\t")
     table += ["\t".join([copy, *row[1:]]) for copy in ("sub-magnitude", "sub-broken")]
@@ -74,7 +86,8 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def processed(dataset) -> tuple[Path, subprocess.CompletedProcess[str]]:
     output = dataset.parent / "derivatives"
-    return output, cmb_bids(dataset, output, "participant", "--n-cpus", "2")
+    drawn = dataset.parent / "drawn"
+    return output, cmb_bids(dataset, output, "participant", "--n-cpus", "2", "-d", drawn)
 
 
 def whole_participants(dataset: Path) -> list[str]:
@@ -147,6 +160,15 @@ def test_magnitude_alone_says_so_in_its_table(processed):
     assert not list((output / "sub-magnitude").rglob("*part-phase*"))
 
 
+def test_a_mask_from_derivatives_is_used_instead_of_our_own(dataset, processed):
+    output, _ = processed
+    name = "sub-magnitude_desc-brain_mask.nii.gz"
+    ours = read_volume(output / "sub-magnitude" / "anat" / name).data > 0
+    assert np.array_equal(ours, read_volume(next((dataset.parent / "drawn").rglob(name))).data > 0)
+    row = read_table(output / "sub-magnitude" / "sub-magnitude_scans.tsv").iloc[0]
+    assert row["mask_source"] == "derivatives"
+
+
 def test_the_group_level_counts_everybody(dataset, processed):
     output, _ = processed
     done = cmb_bids(dataset, output, "group")
@@ -165,7 +187,8 @@ def test_a_second_run_does_nothing(dataset, processed):
     before = {
         p: p.stat().st_mtime_ns for n in names for p in (output / n).rglob("*") if p.is_file()
     }
-    done = cmb_bids(dataset, output, "participant", "--participant-label", *names)
+    again = ["-d", dataset.parent / "drawn", "--participant-label", *names]
+    done = cmb_bids(dataset, output, "participant", *again)
     assert done.returncode == 0, done.stdout + done.stderr
     after = {p: p.stat().st_mtime_ns for n in names for p in (output / n).rglob("*") if p.is_file()}
     assert after == before
