@@ -48,6 +48,7 @@ SIZE_EDGES_MM = (0.0, 2.0, 3.0, 5.0, 10.0)
 CONTRAST_EDGES = (0.0, 2.0, 5.0, 10.0, np.inf)
 BURDEN_EDGES = (0, 1, 2, 5, 11)  # classes 0, 1, 2-4, 5-10, >10
 POSITION = ["x", "y", "z"]
+NOT_DEFINED = "n/a"
 
 
 # ------------------------------------------------------------------ matching
@@ -818,25 +819,33 @@ def describe(result: dict[str, Any]) -> str:
     metrics, intervals = result["metrics"], result["intervals"]
     lines = []
     for name, value in metrics.items():
-        text = f"{value:.3f}" if isinstance(value, float) else str(value)
-        if name in intervals:
+        text = _short(value)
+        if name in intervals and text != NOT_DEFINED:
             low, high = intervals[name]
-            text += f"  ({low:.3f} to {high:.3f})"
-        lines.append(f"{name.replace('_', ' '):42s}{text}")
+            text += f"  ({_short(low)} to {_short(high)})"
+        lines.append(f"{name.replace('_', ' '):46s}{text}")
     if len(result["froc"]):
         lines.append("")
         lines += [
-            f"sensitivity at {row.false_positives_per_scan:g} false positives per scan".ljust(42)
-            + f"{row.sensitivity:.3f}"
+            f"sensitivity at {row.false_positives_per_scan:g} false positives per scan".ljust(46)
+            + _short(row.sensitivity)
             + ("" if row.reached else "  (all detections used)")
             for row in result["froc"].itertuples()
         ]
     for name in ("by_group", "by_protocol"):
         if len(result[name]):
-            lines += ["", result[name].to_string(index=False, float_format="%.3f")]
+            table = result[name].to_string(index=False, float_format="%.3f", na_rep=NOT_DEFINED)
+            lines += ["", table]
     if result.get("unprocessed"):
         lines += ["", "labelled but without a result: " + " ".join(result["unprocessed"])]
     return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    """A figure for people; what divides by nothing has no value."""
+    if not isinstance(value, float):
+        return str(value)
+    return NOT_DEFINED if np.isnan(value) else f"{value:.3f}"
 
 
 def write_result(folder: str | os.PathLike[str], result: dict[str, Any]) -> None:
