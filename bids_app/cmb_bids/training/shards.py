@@ -203,12 +203,23 @@ def keys_of(paths: Sequence[Path]) -> list[str]:
 
 def load_split(paths: Sequence[Path], split: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Patches (n, channels, ...) float16 and labels (n,) of all cases of a split."""
-    cases = [load_case(p, (kind,)) for p in paths if split_of(p) == split]
-    found = [c.candidates[kind] for c in cases if kind in c.candidates]
+    found = [_found_in(load_case(p), kind) for p in paths if split_of(p) == split]
     found = [f for f in found if len(f.labels)]
     if not found:
         return np.zeros((0, 1, 1, 1, 1), np.float16), np.zeros(0, np.int8)
     return np.concatenate([f.patches for f in found]), np.concatenate([f.labels for f in found])
+
+
+def _found_in(case: Case, kind: str) -> CandidateSet:
+    """The case's candidates of this kind.
+
+    Where a case was not run as a magnitude-only scan, the SWI of its candidates stands in: the
+    one-channel network meets the SWI of scanners too.
+    """
+    if kind in case.candidates:
+        return case.candidates[kind]
+    full = case.candidates["complex"]
+    return CandidateSet(full.patches[:, :1], full.points_mm, full.labels, full.scores)
 
 
 def split_of(path: Path) -> str:
