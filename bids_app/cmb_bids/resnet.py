@@ -41,12 +41,15 @@ FORMAT = "cmb-bids-resnet-1"
 class Calibration:
     """From scores to probabilities and calls.
 
-    ``probability = softmax(logits / temperature + bias)``; a candidate is a definite microbleed
+    ``probability = softmax(logits / temperature + bias + score_weights * score)``, where ``score``
+    is the candidate's own (radial symmetry and depth, measured at full resolution and against the
+    noise of the whole brain, which a patch does not show). A candidate is a definite microbleed
     from ``definite`` on, a possible one from ``possible`` on.
     """
 
     temperature: float = 1.0
     bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    score_weights: tuple[float, float, float] = (0.0, 0.0, 0.0)
     definite: float = 0.5
     possible: float = 0.25
 
@@ -218,7 +221,8 @@ def _description_from(metadata: dict[str, str]) -> ModelDescription:
         raise ValueError(f"format is {metadata.get('format')!r}, not {FORMAT!r}")
     content = json.loads(metadata["description"])
     geometry, calibration = content["geometry"], content["calibration"]
-    calibration["bias"] = tuple(calibration["bias"])
+    for name in ("bias", "score_weights"):
+        calibration[name] = tuple(calibration.get(name, (0.0, 0.0, 0.0)))
     return ModelDescription(
         channels=tuple(content["channels"]),
         widths=tuple(content["widths"]),
@@ -262,14 +266,31 @@ def predict_logits(network: MicrobleedNet, patches: np.ndarray) -> np.ndarray:
     return torch.cat(logits).cpu().numpy() if logits else np.zeros((0, len(CLASSES)), np.float32)
 
 
-def calibrate(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Probabilities (n, 3) from logits (n, 3)."""
+def calibrate(
+    logits: np.ndarray, calibration: Calibration, scores: np.ndarray | None = None
+) -> np.ndarray:
+    """Probabilities (n, 3) from logits (n, 3) and the candidates' scores (n,).
+
+    Raises
+    ------
+    ValueError
+        The calibration uses scores and none are given.
+    """
     scaled = np.asarray(logits, dtype=float) / calibration.temperature + calibration.bias
+    if any(calibration.score_weights):
+        if scores is None:
+            raise ValueError("this network was calibrated with the candidates' scores: give them")
+        scaled = scaled + np.outer(np.asarray(scores, dtype=float), calibration.score_weights)
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
     return scaled / scaled.sum(axis=1, keepdims=True)
 
 
-def predict(model: LoadedModel, patches: np.ndarray, threads: int | None = None) -> np.ndarray:
+def predict(
+    model: LoadedModel,
+    patches: np.ndarray,
+    scores: np.ndarray | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
     """Calibrated probabilities of the three classes.
 
     Parameters
@@ -277,6 +298,9 @@ def predict(model: LoadedModel, patches: np.ndarray, threads: int | None = None)
     model : LoadedModel
     patches : (n, channels, X, Y, Z) float32 array
         As `cmb_bids.patches.classifier_patches` cuts them with the model's geometry.
+    scores : (n,) array, optional
+        Of the candidates, as `cmb_bids.candidates.find_candidates` gives them; needed by networks
+        that were calibrated with them, the shipped ones among them.
     threads : int, optional
         CPU threads to use; default: as many as torch is set to.
 
@@ -291,4 +315,4 @@ def predict(model: LoadedModel, patches: np.ndarray, threads: int | None = None)
         logits = predict_logits(model.network, np.ascontiguousarray(patches, dtype=np.float32))
     finally:
         torch.set_num_threads(before)
-    return calibrate(logits, model.description.calibration)
+    return calibrate(logits, model.description.calibration, scores)

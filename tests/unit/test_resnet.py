@@ -28,7 +28,7 @@ def small():
     torch.manual_seed(0)
     description = ModelDescription(
         widths=(4, 6, 8),
-        calibration=Calibration(1.7, (0.1, -0.2, 0.1), 0.6, 0.2),
+        calibration=Calibration(1.7, (0.1, -0.2, 0.1), definite=0.6, possible=0.2),
         name="toy",
         version="3",
     )
@@ -73,6 +73,11 @@ def test_calibration_is_temperature_then_bias():
     np.testing.assert_allclose(plain, np.exp(logits) / np.exp(logits).sum())
     soft = calibrate(logits, Calibration(temperature=100.0))
     assert soft.max() - soft.min() < 0.02
+    weighted = Calibration(score_weights=(1.0, 0.0, 0.0))
+    low, high = calibrate(np.repeat(logits, 2, axis=0), weighted, np.array([0.0, 3.0]))[:, 0]
+    assert low < high
+    with pytest.raises(ValueError, match="scores"):
+        calibrate(logits, weighted)
     biased = calibrate(logits, Calibration(bias=(-50.0, 0.0, 0.0)))
     assert biased[0, 0] < 1e-10
 
@@ -118,4 +123,4 @@ def test_shipped_weights_load_and_know_a_dark_ball(channels):
         pytest.skip("no weights shipped yet")
     model = load_model("shipped", channels)
     assert 0 < model.description.calibration.possible <= model.description.calibration.definite < 1
-    assert predict(model, patches_of(2, len(channels))).shape == (2, 3)
+    assert predict(model, patches_of(2, len(channels)), np.zeros(2)).shape == (2, 3)

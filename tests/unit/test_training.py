@@ -95,15 +95,17 @@ def test_froc_never_counts_a_lesion_twice():
     assert curve["8"] == 1.0
 
 
-def test_calibration_recovers_temperature_and_prior():
+def test_calibration_recovers_temperature_prior_and_weight_of_the_score():
     rng = np.random.default_rng(0)
     true = rng.normal(size=(4000, 3)) * 2 + np.array([-1.0, -2.0, 1.0])
     p = calibrate(true, Calibration())
     labels = np.array([rng.choice(3, p=row) for row in p])
-    stated = (true - np.array([1.0, 0.5, 0.0])) * 3
-    fitted = fit_calibration(stated, labels)
+    scores = rng.normal(size=4000)
+    stated = (true - np.array([1.0, 0.5, 0.0]) - np.outer(scores, [0.8, 0.0, 0.0])) * 3
+    fitted = fit_calibration(stated, labels, scores)
     assert fitted.temperature == pytest.approx(3, rel=0.15)
-    assert calibration_error(calibrate(stated, fitted), labels) < 0.02
+    np.testing.assert_allclose(fitted.score_weights, [0.8, 0.0, 0.0], atol=0.15)
+    assert calibration_error(calibrate(stated, fitted, scores), labels) < 0.02
     assert calibration_error(calibrate(stated, Calibration()), labels) > 0.03
 
 
@@ -226,7 +228,9 @@ def arguments(*words):
     return parser.parse_args(list(words))
 
 
-def test_train_writes_weights_metrics_and_card(tmp_path):
+def test_train_writes_weights_metrics_and_card(tmp_path, monkeypatch):
+    # The baseline simulates the test cases again, at full size.
+    monkeypatch.setattr(cli, "add_baseline", lambda *_: None)
     folder = tmp_path / "shards"
     for index in range(20):
         save_case(toy_case(index), folder / f"case-{index:05d}.npz")

@@ -42,7 +42,7 @@ def classify_candidates(
     Parameters
     ----------
     candidates : DataFrame
-        Columns ``index``, ``x``, ``y``, ``z`` (scanner mm); may be empty.
+        Columns ``index``, ``x``, ``y``, ``z`` (scanner mm), ``score``; may be empty.
     normalized : (x, y, z) array
         Magnitude relative to brain, used where there is no phase.
     mask : (x, y, z) array
@@ -78,7 +78,8 @@ def classify_candidates(
         points,
         loaded.description.geometry,
     )
-    probabilities = predict(loaded, patches, threads)
+    scores = candidates["score"].to_numpy(dtype=float)
+    probabilities = predict(loaded, patches, scores, threads)
     table = pd.DataFrame(
         {"index": candidates["index"].to_numpy(dtype=int)}
         | {
@@ -173,7 +174,7 @@ def _same_grid(path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _require_columns(table: pd.DataFrame, path: str) -> None:
-    missing = {"index", "x", "y", "z"} - set(table.columns)
+    missing = {"index", "x", "y", "z", "score"} - set(table.columns)
     if missing:
         raise BadData(
             path,

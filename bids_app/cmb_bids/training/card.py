@@ -22,7 +22,8 @@ def model_card(metrics: dict[str, Any]) -> str:
     Parameters
     ----------
     metrics : dict
-        Keys ``model``, ``data``, ``training``, ``calibration``, ``test``, ``symmetry_ranking``.
+        Keys ``model``, ``data``, ``training``, ``calibration``, ``test``, ``symmetry_ranking`` and,
+        where it was measured, ``frst_alone``.
     """
     parts = [
         f"# {metrics['model']['name']} {metrics['model']['version']}",
@@ -31,6 +32,8 @@ def model_card(metrics: dict[str, Any]) -> str:
         _headline(metrics),
         "By protocol (definite calls, simulated):",
         _by_protocol(metrics["test"]["by_protocol"]),
+        "By diameter of the lesion's core, which looks larger in the image (simulated):",
+        _by_size(metrics["test"]["by_core_diameter"]),
         "## Made from",
         _made_from(metrics),
         "## Limits",
@@ -52,7 +55,10 @@ def _what(model: dict[str, Any]) -> str:
 
 
 def _headline(metrics: dict[str, Any]) -> str:
-    test, ranking = metrics["test"], metrics["symmetry_ranking"]
+    test = metrics["test"]
+    rankings = {"candidate score alone": metrics["symmetry_ranking"]}
+    if "frst_alone" in metrics:
+        rankings["FRST alone"] = metrics["frst_alone"]
     columns = [test["definite"], test["possible_and_definite"]]
     rows = [
         ("threshold", "threshold"),
@@ -71,44 +77,62 @@ def _headline(metrics: dict[str, Any]) -> str:
         "microbleeds, of participants not used in training or calibration; a hit is a one-to-one "
         "match within 5 mm, lesions without a candidate count as missed.",
         "",
-        "| simulated | definite | definite + possible | candidate score alone |",
-        "|---|---|---|---|",
+        f"| simulated | definite | definite + possible | {' | '.join(rankings)} |",
+        "|---" * (3 + len(rankings)) + "|",
     ]
-    alone = {
-        "f1": ranking["best_f1"],
-        "sensitivity": ranking["sensitivity_there"],
-        "precision": ranking["precision_there"],
-    }
-    lines += [
-        f"| {said} | {_shown(columns[0][key])} | {_shown(columns[1][key])} | "
-        f"{_shown(alone.get(key))} |"
-        for said, key in rows
-    ]
-    lines += ["", _froc_table(test, ranking), "", _other_figures(test)]
+    alone = {"f1": "best_f1", "sensitivity": "sensitivity_there", "precision": "precision_there"}
+    for said, key in rows:
+        values = [column[key] for column in columns]
+        values += [ranking[alone[key]] if key in alone else None for ranking in rankings.values()]
+        lines.append(f"| {said} | {' | '.join(_shown(value) for value in values)} |")
+    lines += ["", _froc_table(test, rankings), "", _other_figures(metrics)]
     return "\n".join(lines)
 
 
-def _froc_table(test: dict[str, Any], ranking: dict[str, Any]) -> str:
+def _froc_table(test: dict[str, Any], rankings: dict[str, dict[str, Any]]) -> str:
     key = "froc_sensitivity_at_false_positives_per_case"
     rates = list(test[key])
     return "\n".join(
         [
             f"| sensitivity (simulated) at false positives per case | {' | '.join(rates)} |",
             "|---" * (len(rates) + 1) + "|",
-            f"| network | {' | '.join(_shown(test[key][r]) for r in rates)} |",
-            f"| candidate score alone | {' | '.join(_shown(ranking[key][r]) for r in rates)} |",
+            *(
+                f"| {name} | {' | '.join(_shown(said[key][r]) for r in rates)} |"
+                for name, said in {"network": test, **rankings}.items()
+            ),
         ]
     )
 
 
-def _other_figures(test: dict[str, Any]) -> str:
+def _other_figures(metrics: dict[str, Any]) -> str:
+    test = metrics["test"]
+    frst = (
+        " FRST alone ranks all places the transform proposes by its strength in one contrast "
+        f"({metrics['frst_alone']['contrast']}, the best one on these cases)."
+        if "frst_alone" in metrics
+        else ""
+    )
     return (
         f"Microbleeds with a candidate: {_shown(test['candidate_recall'])}, which no network can "
         f"exceed; candidates per case: {_shown(test['candidates_per_case'])}; expected calibration "
         f"error of the microbleed probability: {_shown(test['expected_calibration_error'])}. "
         "The candidate score (radial symmetry and depth) ranks the same candidates without a "
         "network; its threshold was chosen on the test cases themselves, in its favour."
-    )
+    ) + frst
+
+
+def _by_size(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| core | microbleeds | with a candidate | sensitivity, definite |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        upper = f"-{row['below_mm']:g}" if row["below_mm"] else " and more"
+        figures = (row["microbleeds"], row["candidate_recall"], row["sensitivity"])
+        lines.append(
+            f"| {row['from_mm']:g}{upper} mm | {' | '.join(_shown(value) for value in figures)} |"
+        )
+    return "\n".join(lines)
 
 
 def _by_protocol(protocols: dict[str, dict[str, Any]]) -> str:
@@ -138,7 +162,8 @@ def _made_from(metrics: dict[str, Any]) -> str:
             f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
             f"{training['device']}.",
             f"- Calibration on the validation cases: temperature {calibration['temperature']}, "
-            f"offsets {calibration['bias']}.",
+            f"offsets {calibration['bias']}, weights of the candidate score "
+            f"{calibration['score_weights']}.",
             f"- Code: version {metrics['model']['version']}, commit {training['commit']}.",
             f"- Command: `{training['command']}`",
         ]

@@ -29,6 +29,7 @@ from cmb_bids.resnet import (
     predict_logits,
     save_model,
 )
+from cmb_bids.training.baseline import core_diameters, frst_alone, sensitivity_by_size
 from cmb_bids.training.card import model_card
 from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, fit
 from cmb_bids.training.scoring import (
@@ -47,7 +48,7 @@ from cmb_bids.training.shards import (
     load_split,
     split_of,
 )
-from cmb_bids.volumes import write_json, write_text
+from cmb_bids.volumes import read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.workers)
     for channels in MODELS[args.models]:
         train_model(channels, paths, args, key)
+    if any("highpass" in channels for channels in MODELS[args.models]):
+        add_baseline(args.output, paths, args)
     return 0
 
 
@@ -166,6 +169,8 @@ def train_model(
         "commit": _commit(),
     }
     training["command"] = _command(args, training["epochs"], channels)
+    if args.resume:
+        training = _recorded_training(args.output / f"{name}.json", steps) or training
     data = {
         "cases": len(paths),
         "seed": args.seed,
@@ -177,6 +182,26 @@ def train_model(
     }
     del patches
     return finish_model(network, paths, kind, args.output, training, data)
+
+
+def add_baseline(output: Path, paths: Sequence[Path], args: argparse.Namespace) -> None:
+    """Add to the two-channel model's metrics and card what FRST alone reaches."""
+    name = next(name for channels, name in SHIPPED.items() if "highpass" in channels)
+    kept = paths[0].parent / f"frst-alone-{len(paths)}.json"  # it depends on the cases alone
+    if not kept.is_file():
+        write_json(kept, frst_alone(paths, args.seed, args.workers))
+    metrics = read_json(output / f"{name}.json")
+    metrics["frst_alone"] = read_json(kept)
+    write_json(output / f"{name}.json", metrics)
+    write_text(output / f"{name}.md", model_card(metrics))
+
+
+def _recorded_training(path: Path, steps: int) -> dict[str, Any] | None:
+    """How a finished run was trained, where it is only measured again."""
+    if not path.is_file():
+        return None
+    training = read_json(path)["training"]
+    return training if training["steps"] == steps else None
 
 
 def finish_model(
@@ -192,12 +217,16 @@ def finish_model(
     calibration = fit_calibration(
         np.concatenate([logits for _, logits in validation]),
         np.concatenate([case.labels for case, _ in validation]),
+        np.concatenate([case.probabilities[:, 0] for case, _ in validation]),
     )
     definite, possible = choose_thresholds([_with(c, z, calibration) for c, z in validation])
     calibration = dataclasses.replace(calibration, definite=definite, possible=possible)
     network.description = dataclasses.replace(network.description, calibration=calibration)
     test = list(scored_cases(network, paths, "test", kind))
     calibrated = [_with(case, logits, calibration) for case, logits in test]
+    diameters = [core_diameters(path) for path in paths if split_of(path) == "test"]
+    measured = evaluate_cases(calibrated, definite, possible)
+    measured["by_core_diameter"] = sensitivity_by_size(calibrated, diameters, definite)
     metrics: dict[str, Any] = {
         "model": {
             "name": network.description.name,
@@ -210,7 +239,7 @@ def finish_model(
         "data": data,
         "training": training,
         "calibration": dataclasses.asdict(calibration),
-        "test": evaluate_cases(calibrated, definite, possible),
+        "test": measured,
         "validation": evaluate_cases(
             [_with(c, z, calibration) for c, z in validation], definite, possible
         ),
@@ -258,7 +287,9 @@ def _by_symmetry(case: Case, kind: str) -> ScoredCase:
 
 
 def _with(case: ScoredCase, logits: np.ndarray, calibration: Calibration) -> ScoredCase:
-    return dataclasses.replace(case, probabilities=calibrate(logits, calibration))
+    """The case with the network's probabilities in place of its candidates' scores."""
+    scores = case.probabilities[:, 0]
+    return dataclasses.replace(case, probabilities=calibrate(logits, calibration, scores))
 
 
 def _initial_network(

@@ -15,6 +15,7 @@ from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, ranked_hits
 
 FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FROC is read
 CALIBRATION_BINS = 10
+RIDGE = 1e-2  # on the calibration's five numbers, in candidates: decides only where data do not
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,40 @@ class ScoredCase:
     calcifications_mm: np.ndarray
 
 
-def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
-    """Temperature and class offsets that make the probabilities those of the validation cases.
+def fit_calibration(logits: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Calibration:
+    """Temperature, class offsets and score weights: probabilities true of the validation cases.
 
     Training shows the classes in other shares than the pipeline meets them, hence the offsets
-    beside the temperature (Guo et al., ICML 2017).
+    beside the temperature (Guo et al., ICML 2017). The candidate's score knows things that a patch
+    does not show, hence its weights.
 
     Parameters
     ----------
     logits : (n, 3) array
     labels : (n,) array
         Negative ones are not used.
+    scores : (n,) array
+        Of the candidates.
     """
     used = labels >= 0
-    logits, target = logits[used].astype(float), labels[used].astype(int)
+    logits, scores = logits[used].astype(float), scores[used].astype(float)
+    target = labels[used].astype(int)
+
+    def calibration_of(parameters: np.ndarray) -> Calibration:
+        log_temperature, *rest = (float(value) for value in parameters)
+        bias, weights = rest[:2], rest[2:]
+        return Calibration(
+            float(np.exp(log_temperature)), (bias[0], bias[1], 0.0), (weights[0], weights[1], 0.0)
+        )
 
     def loss(parameters: np.ndarray) -> float:
-        calibration = Calibration(float(np.exp(parameters[0])), (*parameters[1:], 0.0))
-        chosen = calibrate(logits, calibration)[np.arange(len(target)), target]
-        ridge = 1e-3 * float((parameters**2).sum())
-        return float(-np.log(np.maximum(chosen, 1e-12)).mean()) + ridge / max(len(target), 1)
+        probabilities = calibrate(logits, calibration_of(parameters), scores)
+        chosen = probabilities[np.arange(len(target)), target]
+        ridge = RIDGE * float((parameters**2).sum()) / max(len(target), 1)
+        return float(-np.log(np.maximum(chosen, 1e-12)).mean()) + ridge
 
-    best = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"maxiter": 600}).x
-    return Calibration(round(float(np.exp(best[0])), 4), (*np.round(best[1:], 4).tolist(), 0.0))
+    best = np.round(minimize(loss, np.zeros(5), method="BFGS").x, 4)
+    return calibration_of(best)
 
 
 def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, int]:
