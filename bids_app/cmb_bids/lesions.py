@@ -23,6 +23,7 @@ from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
 
 MICROBLEED = "microbleed"
 CALCIFICATION = "calcification"
+CALCIFICATION_PROBABILITY = 0.5
 DEFINITE = "definite"
 POSSIBLE = "possible"
 
@@ -127,14 +128,16 @@ def decide_classes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class and certainty of each candidate.
 
-    The likelier of microbleed and calcification, when its probability passes a threshold.
+    The likelier of microbleed and calcification: a microbleed when its probability passes a
+    threshold, a calcification when it is likelier than everything else together. The thresholds
+    were chosen for microbleeds; nobody counts possible calcifications.
 
     Parameters
     ----------
     probabilities : DataFrame of n rows
         ``p_microbleed`` and ``p_calcification``; missing values count as zero.
     definite, possible : float
-        Thresholds, possible <= definite.
+        Thresholds of microbleeds, possible <= definite.
 
     Returns
     -------
@@ -144,11 +147,14 @@ def decide_classes(
     microbleed = probabilities["p_microbleed"].to_numpy(dtype=float, na_value=0.0)
     calcification = probabilities["p_calcification"].to_numpy(dtype=float, na_value=0.0)
     microbleed, calcification = np.nan_to_num(microbleed), np.nan_to_num(calcification)
-    likelier = np.maximum(microbleed, calcification)
-    lesion_class = np.where(microbleed >= calcification, MICROBLEED, CALCIFICATION)
-    certainty = np.where(likelier >= definite, DEFINITE, POSSIBLE)
-    kept = likelier >= possible
-    return np.where(kept, lesion_class, ""), np.where(kept, certainty, "")
+    is_microbleed = (microbleed >= calcification) & (microbleed >= possible)
+    is_calcification = ~is_microbleed & (calcification >= CALCIFICATION_PROBABILITY)
+    lesion_class = np.where(
+        is_microbleed, MICROBLEED, np.where(is_calcification, CALCIFICATION, "")
+    )
+    sure = is_calcification | (is_microbleed & (microbleed >= definite))
+    certainty = np.where(sure, DEFINITE, np.where(is_microbleed, POSSIBLE, ""))
+    return lesion_class, certainty
 
 
 def _box_round(
