@@ -40,6 +40,7 @@ def test_the_whole_head_gets_a_mask_and_few_detections(processed):
     unwrapped = read_volume(anat / "sub-philips3mm_part-phase_desc-unwrapped_MEGRE.nii.gz").data
     assert np.isfinite(unwrapped).all()
     assert len(read_table(anat / "sub-philips3mm_desc-cmb_dseg.tsv")) <= 5
+    assert len(read_table(anat / "sub-philips3mm_desc-calcification_dseg.tsv")) <= 8
     row = read_table(processed / "sub-philips3mm" / "sub-philips3mm_scans.tsv").iloc[0]
     assert row["qc_status"] != "fail"
 
@@ -48,7 +49,7 @@ def test_the_crop_is_flagged_not_counted(processed):
     row = read_table(processed / "sub-romeocrop" / "sub-romeocrop_scans.tsv").iloc[0]
     assert row["qc_status"] == "fail"
     assert np.isnan(row["cmb_definite"])
-    assert "mask" in row["qc_reason"]
+    assert "cannot hold a whole brain" in row["qc_reason"]
 
 
 def test_veins_are_dark_on_the_crop(processed):

@@ -35,6 +35,8 @@ def start(*arguments, module: str = "cmb_bids.cli", **more) -> subprocess.Popen[
     return subprocess.Popen(
         command, env=environment(**more), cwd=CHECKOUT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        # A shell starts what it puts in the background with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
