@@ -136,6 +136,28 @@ def read_volume(path: str | os.PathLike[str], dtype: Any = np.float32) -> Volume
     return Volume(np.ascontiguousarray(values, dtype=dtype), stored.affine, stored.header)
 
 
+def read_on_grid(
+    path: str | os.PathLike[str], shape: tuple[int, ...], dtype: Any = np.float32
+) -> np.ndarray:
+    """Values (x, y, z) of an intermediate image that must have the magnitude's shape.
+
+    Raises
+    ------
+    InputMissing
+        As `read_volume`.
+    BadData
+        As `read_volume`, or the shape is another.
+    """
+    data = read_volume(path, dtype).data
+    if data.shape != shape:
+        raise BadData(
+            path,
+            f"has shape {data.shape}, the magnitude {shape}",
+            "Remove the scan's work directory and run again",
+        )
+    return data
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a name beside ``path`` to write to; rename it to ``path`` once that succeeded."""

@@ -14,8 +14,7 @@ from nipype.interfaces.base import (
 )
 
 from cmb_bids.candidates import CandidateConfig, find_candidates, label_candidates
-from cmb_bids.errors import BadData
-from cmb_bids.volumes import read_json, read_volume, write_table, write_volume
+from cmb_bids.volumes import read_json, read_on_grid, read_volume, write_table, write_volume
 
 
 class _FindCandidatesInputSpec(BaseInterfaceInputSpec):
@@ -48,18 +47,11 @@ class FindCandidates(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         config = CandidateConfig(**read_json(self.inputs.scan)["config"].get("candidates", {}))
         magnitude = read_volume(self.inputs.magnitude)
-        images = {}
-        for name in ("mask", "swi", "highpass"):
-            path = getattr(self.inputs, name)
-            if not isdefined(path):
-                continue
-            images[name] = read_volume(path).data
-            if images[name].shape != magnitude.data.shape:
-                raise BadData(
-                    path,
-                    f"has shape {images[name].shape}, the magnitude {magnitude.data.shape}",
-                    "Remove the scan's work directory and run again",
-                )
+        images = {
+            name: read_on_grid(getattr(self.inputs, name), magnitude.data.shape)
+            for name in ("mask", "swi", "highpass")
+            if isdefined(getattr(self.inputs, name))
+        }
         mask = images.pop("mask") > 0.5
         table = find_candidates(magnitude.data, mask, magnitude.affine, config=config, **images)
         labels = label_candidates(table, magnitude.data.shape, magnitude.affine)

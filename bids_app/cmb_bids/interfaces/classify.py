@@ -17,7 +17,14 @@ from nipype.interfaces.base import (
 )
 
 from cmb_bids.errors import BadData
-from cmb_bids.volumes import read_json, read_table, read_volume, write_json, write_table
+from cmb_bids.volumes import (
+    read_json,
+    read_on_grid,
+    read_table,
+    read_volume,
+    write_json,
+    write_table,
+)
 
 COLUMNS_DESCRIBED = {
     "index": {"Description": "Label of the candidate in the candidates image"},
@@ -136,7 +143,7 @@ class Classify(SimpleInterface):
         table, report = classify_candidates(
             candidates,
             normalized.data,
-            _same_grid(inputs.mask, normalized.data.shape),
+            read_on_grid(inputs.mask, normalized.data.shape),
             normalized.affine,
             swi=_if_given(inputs.swi, normalized.data.shape),
             highpass=_if_given(inputs.highpass, normalized.data.shape),
@@ -158,19 +165,7 @@ class Classify(SimpleInterface):
 
 
 def _if_given(path: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    return _same_grid(path, shape) if isdefined(path) else None
-
-
-def _same_grid(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The image; one of another shape is refused."""
-    data = read_volume(path).data
-    if data.shape != shape:
-        raise BadData(
-            path,
-            f"has the shape {data.shape}, the magnitude {shape}",
-            "Remove the working directory and run again",
-        )
-    return data
+    return read_on_grid(path, shape) if isdefined(path) else None
 
 
 def _require_columns(table: pd.DataFrame, path: str) -> None:

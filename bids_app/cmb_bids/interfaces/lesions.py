@@ -27,6 +27,7 @@ from cmb_bids.lesions import (
 )
 from cmb_bids.volumes import (
     read_json,
+    read_on_grid,
     read_table,
     read_volume,
     write_json,
@@ -97,10 +98,10 @@ class Lesions(SimpleInterface):
             read_table(self.inputs.candidates),
             self._read_probabilities(),
             normalized.data,
-            _same_grid(self.inputs.mask, shape) > 0.5,
+            read_on_grid(self.inputs.mask, shape) > 0.5,
             normalized.affine,
-            swi=_same_grid(self.inputs.swi, shape) if isdefined(self.inputs.swi) else None,
-            regions=_same_grid(self.inputs.regions, shape, np.int16),
+            swi=read_on_grid(self.inputs.swi, shape) if isdefined(self.inputs.swi) else None,
+            regions=read_on_grid(self.inputs.regions, shape, np.int16),
             config=config,
             model_thresholds=thresholds,
             gate_passed=brain_report.get("gate") == PASS,
@@ -139,11 +140,3 @@ class Lesions(SimpleInterface):
                 _REMEDY,
             )
         return probabilities
-
-
-def _same_grid(path: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    """The image; one of another shape is refused."""
-    data = read_volume(path, dtype).data
-    if data.shape != shape:
-        raise BadData(path, f"has shape {data.shape}, the magnitude {shape}", _REMEDY)
-    return data
