@@ -10,7 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 KINDS = ("complex", "magnitude")
-SPLIT_OF_TWENTY = ("train",) * 14 + ("validation",) * 3 + ("test",) * 3
+STORED = ("patches", "points_mm", "labels", "scores")  # arrays of a candidate set, in its order
+BASELINE = "baseline"
+# The first 220 cases split as the participants of Liu et al. 2019; later ones are for training.
+PAPER_SPLIT = {"train": 154, "validation": 25, "test": 41}
 MODULES_BEHIND_DATA = (
     "simulate",
     "phase.py",
@@ -43,13 +46,15 @@ class CandidateSet:
     """Candidates of one scan as one of the two pipelines finds them.
 
     ``patches`` (n, channels, X, Y, Z) float16 with margin, ``points_mm`` (n, 3), ``labels`` (n,),
-    ``scores`` (n,) of the symmetry transform.
+    ``scores`` (n,) of the pipeline's own ranking, and ``baselines``: by the name of a classical
+    detector, what it gives each candidate (n,).
     """
 
     patches: np.ndarray
     points_mm: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    baselines: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,7 +69,7 @@ class Case:
     @property
     def split(self) -> str:
         """``train``, ``validation`` or ``test``; each case is a participant of its own."""
-        return SPLIT_OF_TWENTY[self.index % len(SPLIT_OF_TWENTY)]
+        return split_at(self.index)
 
     def lesions_mm(self, name: str) -> np.ndarray:
         """Positions (n, 3) of the simulated lesions of this name."""
@@ -76,7 +81,8 @@ def save_case(case: Case, path: Path) -> None:
     """Write a case as npz (arrays and JSON, nothing pickled), whole or not at all."""
     arrays: dict[str, np.ndarray] = {}
     for kind, found in case.candidates.items():
-        arrays |= {f"{kind}_{name}": value for name, value in vars(found).items()}
+        arrays |= {f"{kind}_{name}": getattr(found, name) for name in STORED}
+        arrays |= {f"{kind}_{BASELINE}_{name}": v for name, v in found.baselines.items()}
     description = {"index": case.index, "recipe": case.recipe, "truth": case.truth}
     arrays["description"] = np.frombuffer(json.dumps(description).encode(), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,18 +95,22 @@ def load_case(path: Path, kinds: Sequence[str] = KINDS, patches: bool = True) ->
     """Read a case; ``patches=False`` leaves the large arrays out."""
     with np.load(path, allow_pickle=False) as arrays:
         description = json.loads(arrays["description"].tobytes())
-        nothing = np.zeros((0,), np.float16)
         candidates = {
-            kind: CandidateSet(
-                arrays[f"{kind}_patches"] if patches else nothing,
-                arrays[f"{kind}_points_mm"],
-                arrays[f"{kind}_labels"],
-                arrays[f"{kind}_scores"],
-            )
+            kind: _read_candidates(arrays, kind, patches)
             for kind in kinds
             if f"{kind}_labels" in arrays
         }
     return Case(description["index"], description["recipe"], description["truth"], candidates)
+
+
+def _read_candidates(arrays: Any, kind: str, patches: bool) -> CandidateSet:
+    stem = f"{kind}_{BASELINE}_"
+    wanted = [name for name in STORED if patches or name != "patches"]
+    stored = {name: arrays[f"{kind}_{name}"] for name in wanted}
+    stored.setdefault("patches", np.zeros((0,), np.float16))
+    baselines = [name for name in arrays.files if name.startswith(stem)]
+    stored["baselines"] = {name.removeprefix(stem): arrays[name] for name in baselines}
+    return CandidateSet(**stored)
 
 
 def data_key(settings: dict[str, Any]) -> str:
@@ -228,5 +238,17 @@ def split_of(path: Path) -> str:
 
 
 def split_at(index: int) -> str:
-    """The split of the case of this number: 14, 3 and 3 of each twenty."""
-    return SPLIT_OF_TWENTY[index % len(SPLIT_OF_TWENTY)]
+    """The split of the case of this number: ``train``, ``validation`` or ``test``.
+
+    Of the first 220 exactly 154, 25 and 41, spread evenly so that the first few dozen hold some of
+    each; all later ones are for training. A larger run thus adds to the training of a smaller one
+    and is measured on the same cases.
+    """
+    test, validation = PAPER_SPLIT["test"], PAPER_SPLIT["validation"]
+    cases = sum(PAPER_SPLIT.values())
+    if index >= cases:
+        return "train"
+    place = index * test % cases  # a permutation: 41 and 220 have no common factor
+    if place < test:
+        return "test"
+    return "validation" if place < test + validation else "train"
