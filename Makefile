@@ -43,7 +43,7 @@ test: lint ## install what tests need and run them all
 
 lock: ## resolve pyproject.toml afresh in an empty environment and write requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet 'torch==2.13.0' --editable '.[test,dev,docs]'
+	build/lock/bin/python -m pip install --quiet 'torch==2.13.0' --editable '.[test,dev]'
 	{ echo "# Written by 'make lock'. A constraints file: pip install -c requirements.lock cmb-bids"; \
 	  build/lock/bin/python -m pip freeze --exclude-editable --exclude cmb-bids | sed -E 's/\+cpu.*//; s/ @ .*//; /^(nvidia|cuda|triton)/d'; } > requirements.lock
 	rm -rf build/lock

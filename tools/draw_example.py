@@ -1,8 +1,6 @@
 """Draw one scan's results for the README: SWI, high-pass phase and projection, lesions marked.
 
     python tools/draw_example.py DERIVATIVES PARTICIPANT docs/images/example.png
-
-Needs matplotlib (the extra ``docs``).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Pages to read in a browser: one participant's scans, and the whole cohort."""
