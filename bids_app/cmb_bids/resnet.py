@@ -254,10 +254,10 @@ def save_model(network: MicrobleedNet, path: Path, provenance: dict[str, Any]) -
         save_file(state, str(beside), metadata=metadata)
 
 
-def predict_logits(network: MicrobleedNet, patches: np.ndarray) -> np.ndarray:
+def predict_logits(network: nn.Module, patches: np.ndarray) -> np.ndarray:
     """Uncalibrated scores (n, 3) of patches (n, channels, X, Y, Z)."""
     batches = range(0, len(patches), PATCHES_PER_BATCH)
-    device = network.centre.device
+    device = next(network.parameters()).device
     with torch.inference_mode():
         logits = [
             network(torch.from_numpy(patches[i : i + PATCHES_PER_BATCH]).float().to(device))

@@ -6,11 +6,12 @@ of the step, so that an interrupted run resumed from its checkpoint ends as an u
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmb_bids.resnet import MicrobleedNet
+from cmb_bids.resnet import CONTRAST_AND_PHASE, MicrobleedNet
+from cmb_bids.training.residual2018 import ResidualNet2018
+
+Network = MicrobleedNet | ResidualNet2018
 
 log = logging.getLogger(__name__)
 
 MARGIN_VOXELS = (2, 2, 1)  # stored around each patch, so that it can be shifted
 CLASS_SHARES = (0.30, 0.20, 0.50)  # of a batch; candidates are nine tenths 'other'
 LAYOUT = torch.channels_last_3d  # a third faster on CPUs
-STEPS_TIMED = 12  # enough to tell how many fit in a time budget
-WARMING_STEPS = 4  # not timed: the first allocate and plan
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class FitConfig:
 
     seed: int = 0
     batch_size: int = 64
-    epochs: float | None = 12.0
-    time_budget_minutes: float | None = None
+    steps: int | None = None
+    epochs: float = 12.0  # where no steps are given
     peak_learning_rate: float = 3e-3
     weight_decay: float = 0.02
     focal_gamma: float = 1.0
@@ -57,7 +59,12 @@ def sample_batch(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.
     return np.array([rng.choice(members[c]) for c in drawn])
 
 
-def augment(stored: Tensor, margin: tuple[int, int, int], rng: np.random.Generator) -> Tensor:
+def augment(
+    stored: Tensor,
+    margin: tuple[int, int, int],
+    rng: np.random.Generator,
+    channels: Sequence[str] = CONTRAST_AND_PHASE,
+) -> Tensor:
     """Vary a batch as scans vary.
 
     Shifts of up to the margin; flips along any axis and exchange of the in-plane axes (all leave a
@@ -69,27 +76,30 @@ def augment(stored: Tensor, margin: tuple[int, int, int], rng: np.random.Generat
     stored : (n, channels, X + 2 mx, Y + 2 my, Z + 2 mz) tensor
     margin : (mx, my, mz)
     rng : Generator
+    channels : sequence of str, optional
+        What the channels are: ``highpass`` is phase, anything else contrast.
 
     Returns
     -------
     (n, channels, X, Y, Z) tensor
     """
     patches = torch.stack([_moved(patch, margin, rng) for patch in stored])
-    n, channels = patches.shape[:2]
+    n = len(patches)
 
     def factors(low: float, high: float) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (n, 1, 1, 1)).astype(np.float32))
 
     noise_rng = torch.Generator().manual_seed(int(rng.integers(2**31)))
     noise = torch.randn(patches.shape, generator=noise_rng)
-    contrast = patches[:, 0].clamp(min=0)
-    contrast = contrast ** factors(0.75, 1.3) * factors(0.88, 1.12)
-    patches[:, 0] = (contrast + noise[:, 0] * factors(0, 0.05) * (contrast > 0)).clamp(0, 3)
-    if channels > 1:
-        strength = factors(0.7, 1.3) * torch.where(factors(0, 1) < 0.05, 0.2, 1.0)
-        phase = patches[:, 1]
-        noisy = phase * strength + noise[:, 1] * factors(0, 0.08) * (phase != 0)
-        patches[:, 1] = noisy.clamp(-math.pi, math.pi)
+    for i, name in enumerate(channels):
+        image = patches[:, i]
+        if name == "highpass":
+            strength = factors(0.7, 1.3) * torch.where(factors(0, 1) < 0.05, 0.2, 1.0)
+            noisy = image * strength + noise[:, i] * factors(0, 0.08) * (image != 0)
+            patches[:, i] = noisy.clamp(-math.pi, math.pi)
+        else:
+            contrast = image.clamp(min=0) ** factors(0.75, 1.3) * factors(0.88, 1.12)
+            patches[:, i] = (contrast + noise[:, i] * factors(0, 0.05) * (contrast > 0)).clamp(0, 3)
     return patches
 
 
@@ -128,18 +138,17 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 class Progress:
     """A run's state: the network trained, its running average, the optimiser and the step."""
 
-    network: MicrobleedNet
-    average: MicrobleedNet
+    network: Network
+    average: Network
     optimiser: torch.optim.AdamW
     step: int = 0
     steps: int = 0
 
     @classmethod
-    def start(cls, network: MicrobleedNet, config: FitConfig) -> Progress:
+    def start(cls, network: Network, config: FitConfig) -> Progress:
         """Begin from this network."""
         network = network.to(config.device, memory_format=LAYOUT)  # type: ignore[call-overload]
-        average = MicrobleedNet(network.description).to(config.device)
-        average.load_state_dict(network.state_dict())
+        average = copy.deepcopy(network)
         optimiser = torch.optim.AdamW(
             network.parameters(), lr=config.peak_learning_rate, weight_decay=config.weight_decay
         )
@@ -179,27 +188,25 @@ class Progress:
 
 
 def fit(
-    network: MicrobleedNet,
+    network: Network,
     patches: np.ndarray,
     labels: np.ndarray,
     config: FitConfig,
     checkpoint: Path | None = None,
-    report: Callable[[MicrobleedNet, int], None] | None = None,
-) -> tuple[MicrobleedNet, int]:
+    report: Callable[[Network, int], None] | None = None,
+) -> tuple[Network, int]:
     """Train a network.
 
     Parameters
     ----------
-    network : MicrobleedNet
-        Where to start from.
+    network : MicrobleedNet or ResidualNet2018
+        Where to start from; its description says what the channels are.
     patches : (n, channels, X + 4, Y + 4, Z + 2) float16 or float32 array
         Cut with the network's geometry and `MARGIN_VOXELS` around.
     labels : (n,) integer array
         0 microbleed, 1 calcification, 2 other; negative ones are not used.
     config : FitConfig
         An epoch is as many patches as ``labels`` has usable ones, divided by four: most are easy.
-        With a time budget, the number of steps is what fits in it, measured at the start; it is
-        returned, so that ``epochs`` can repeat the run exactly.
     checkpoint : path, optional
         Resumed from when it exists, and written to.
     report : callable, optional
@@ -207,7 +214,7 @@ def fit(
 
     Returns
     -------
-    MicrobleedNet
+    network
         The running average of the weights, in evaluation mode.
     int
         The number of steps.
@@ -225,7 +232,8 @@ def fit(
         progress.resume(checkpoint)
         log.info("resumed at step %d of %d", progress.step, progress.steps)
     if not progress.steps:
-        progress.steps = _steps_to_take(network, patches, labels, config)
+        epoch = (labels >= 0).sum() / 4 / config.batch_size
+        progress.steps = max(1, config.steps or round(config.epochs * epoch))
     started = time.monotonic()
     running = 0.0
     while progress.step < progress.steps:
@@ -245,27 +253,6 @@ def fit(
     return progress.average.eval().cpu(), progress.steps
 
 
-def _steps_to_take(
-    network: MicrobleedNet, patches: np.ndarray, labels: np.ndarray, config: FitConfig
-) -> int:
-    """From the epochs, or from how many steps fit in the time budget."""
-    if config.time_budget_minutes is None:
-        epochs = 12.0 if config.epochs is None else config.epochs
-        return max(1, round(epochs * (labels >= 0).sum() / 4 / config.batch_size))
-    trial_network = MicrobleedNet(network.description)
-    trial_network.load_state_dict(network.state_dict())
-    trial = Progress.start(trial_network, config)
-    trial.steps = STEPS_TIMED + WARMING_STEPS
-    started = 0.0
-    for step in range(trial.steps):
-        if step == WARMING_STEPS:
-            started = time.monotonic()
-        _one_step(trial, patches, labels, config)
-        trial.step += 1
-    seconds = (time.monotonic() - started) / STEPS_TIMED
-    return max(10, int(config.time_budget_minutes * 60 / seconds))
-
-
 def _one_step(
     progress: Progress, patches: np.ndarray, labels: np.ndarray, config: FitConfig
 ) -> float:
@@ -274,9 +261,10 @@ def _one_step(
     torch.manual_seed(int(rng.integers(2**31)))  # dropout
     chosen = sample_batch(labels, config.batch_size, rng)
     stored = torch.from_numpy(patches[chosen].astype(np.float32))
-    batch = augment(stored, MARGIN_VOXELS, rng).to(config.device, memory_format=LAYOUT)
-    target = torch.from_numpy(labels[chosen].astype(np.int64)).to(config.device)
     network, optimiser = progress.network.train(), progress.optimiser
+    batch = augment(stored, MARGIN_VOXELS, rng, network.description.channels)
+    batch = batch.to(config.device, memory_format=LAYOUT)  # type: ignore[call-overload]
+    target = torch.from_numpy(labels[chosen].astype(np.int64)).to(config.device)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(progress.step, progress.steps, config.peak_learning_rate)
     optimiser.zero_grad(set_to_none=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import minimize
 
 from cmb_bids.evaluate import match_points
 from cmb_bids.resnet import Calibration, calibrate
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, ranked_hits
+from cmb_bids.training.shards import Case
 
 FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FROC is read
 CALIBRATION_BINS = 10
+SIZE_EDGES_MM = (0.0, 1.5, 2.0, 3.0, np.inf)  # of the lesion's core
 RIDGE = 1e-2  # on the calibration's five numbers, in candidates: decides only where data do not
 
 
@@ -22,19 +26,48 @@ RIDGE = 1e-2  # on the calibration's five numbers, in candidates: decides only w
 class ScoredCase:
     """Candidates of one held-out case with what the network said, and its lesions.
 
-    ``points_mm`` (n, 3); ``labels`` (n,); ``probabilities`` (n, 3) or any (n,) score in column 0;
-    ``microbleeds_mm`` (m, 3) and ``calcifications_mm`` (c, 3) of the truth.
+    ``protocol`` and clinical ``group``; ``points_mm`` (n, 3); ``labels`` (n,); ``probabilities``
+    (n, 3) or any (n,) score in column 0; ``microbleeds``: the true ones, a row each with ``x y z``
+    and whatever else is known of them.
     """
 
+    index: int
     protocol: str
+    group: str
     points_mm: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
-    microbleeds_mm: np.ndarray
-    calcifications_mm: np.ndarray
+    microbleeds: pd.DataFrame
+
+    @property
+    def microbleeds_mm(self) -> np.ndarray:
+        """Their positions (m, 3)."""
+        return self.microbleeds[["x", "y", "z"]].to_numpy(dtype=float)
+
+    def called(self, threshold: float) -> np.ndarray:
+        """Positions (k, 3) of the candidates called microbleeds."""
+        return self.points_mm[self.probabilities[:, MICROBLEED] >= threshold]
 
 
-def fit_calibration(logits: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Calibration:
+def scored_case(case: Case, kind: str, probabilities: np.ndarray) -> ScoredCase:
+    """A simulated case with the probabilities (n, 3) of its candidates of this kind."""
+    found = case.candidates[kind]
+    rows = [row for row in case.truth if row["name"] == "microbleed"]
+    columns = sorted({key for row in rows for key in row} | {"x", "y", "z", "diameter_mm"})
+    return ScoredCase(
+        case.index,
+        str(case.recipe.get("protocol", "unknown")),
+        str(case.recipe.get("group", "unknown")),
+        found.points_mm,
+        found.labels,
+        probabilities,
+        pd.DataFrame(rows, columns=columns),
+    )
+
+
+def fit_calibration(
+    logits: np.ndarray, labels: np.ndarray, scores: np.ndarray | None = None
+) -> Calibration:
     """Temperature, class offsets and score weights: probabilities true of the validation cases.
 
     Training shows the classes in other shares than the pipeline meets them, hence the offsets
@@ -46,16 +79,18 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray, scores: np.ndarray) 
     logits : (n, 3) array
     labels : (n,) array
         Negative ones are not used.
-    scores : (n,) array
-        Of the candidates.
+    scores : (n,) array, optional
+        Of the candidates; without them their weights are zero.
     """
     used = labels >= 0
+    free = 3 if scores is None else 5
+    scores = np.zeros(len(labels)) if scores is None else scores
     logits, scores = logits[used].astype(float), scores[used].astype(float)
     target = labels[used].astype(int)
 
     def calibration_of(parameters: np.ndarray) -> Calibration:
         log_temperature, *rest = (float(value) for value in parameters)
-        bias, weights = rest[:2], rest[2:]
+        bias, weights = rest[:2], rest[2:] or [0.0, 0.0]
         return Calibration(
             float(np.exp(log_temperature)), (bias[0], bias[1], 0.0), (weights[0], weights[1], 0.0)
         )
@@ -66,7 +101,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray, scores: np.ndarray) 
         ridge = RIDGE * float((parameters**2).sum()) / max(len(target), 1)
         return float(-np.log(np.maximum(chosen, 1e-12)).mean()) + ridge
 
-    best = np.round(minimize(loss, np.zeros(5), method="BFGS").x, 4)
+    best = np.round(minimize(loss, np.zeros(free), method="BFGS").x, 4)
     return calibration_of(best)
 
 
@@ -112,14 +147,14 @@ def detection_metrics(cases: Sequence[ScoredCase], threshold: float) -> dict[str
     lesions = sum(len(case.microbleeds_mm) for case in cases)
     true = called = 0
     for case in cases:
-        points = case.points_mm[case.probabilities[:, MICROBLEED] >= threshold]
+        points = case.called(threshold)
         true += len(match_points(case.microbleeds_mm, points))
         called += len(points)
     false = called - true
     sensitivity = true / lesions if lesions else None
     precision = true / (true + false) if true + false else None
     free = [case for case in cases if not len(case.microbleeds_mm)]
-    false_free = sum(int((case.probabilities[:, MICROBLEED] >= threshold).sum()) for case in free)
+    false_free = sum(len(case.called(threshold)) for case in free)
     return {
         "cases": len(cases),
         "microbleeds": lesions,
@@ -191,6 +226,7 @@ def evaluate_cases(cases: Sequence[ScoredCase], definite: float, possible: float
         "expected_calibration_error": _rounded(calibration_error(probabilities, labels), 4),
         "candidate_recall": _rounded(candidate_recall(cases)),
         "candidates_per_case": _rounded(len(labels) / len(cases), 1),
+        "by_core_diameter": sensitivity_by_size(cases, definite),
         "by_protocol": {
             protocol: detection_metrics([c for c in cases if c.protocol == protocol], definite)
             for protocol in protocols
@@ -198,24 +234,39 @@ def evaluate_cases(cases: Sequence[ScoredCase], definite: float, possible: float
     }
 
 
-def evaluate_ranking(cases: Sequence[ScoredCase]) -> dict[str, Any]:
-    """What ranking the same candidates by a score alone reaches (best F1, chosen on these cases).
+def matched(lesions_mm: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
+    """Which lesions (m,) have a point of their own within the matching distance."""
+    hit = np.zeros(len(lesions_mm), bool)
+    hit[[int(pair[0]) for pair in match_points(lesions_mm, points_mm)]] = True
+    return hit
 
-    The threshold is chosen on the very cases it is judged by: that flatters the ranking, not the
-    network it is compared with.
+
+def sensitivity_by_size(cases: Sequence[ScoredCase], threshold: float) -> list[dict[str, Any]]:
+    """Sensitivity of calls at a threshold by the diameter of the lesion's core.
+
+    Returns
+    -------
+    list of dict
+        ``from_mm``, ``below_mm`` (None: no limit), ``microbleeds``, ``sensitivity``,
+        ``candidate_recall``.
     """
-    scores, hits, lesions = pooled_hits(cases)
-    order = np.argsort(-scores, kind="stable")
-    true, calls = np.cumsum(hits[order]), np.arange(1, len(order) + 1)
-    best = int(np.argmax(2 * true / (lesions + calls))) if len(order) else 0
-    return {
-        "best_f1": _rounded(
-            float(2 * true[best] / (lesions + calls[best])) if len(order) else None
-        ),
-        "sensitivity_there": _rounded(float(true[best] / lesions) if lesions else None),
-        "precision_there": _rounded(float(true[best] / calls[best]) if len(order) else None),
-        "froc_sensitivity_at_false_positives_per_case": froc(cases),
-    }
+    size = np.concatenate([case.microbleeds["diameter_mm"].to_numpy(float) for case in cases])
+    hit = np.concatenate([matched(case.microbleeds_mm, case.called(threshold)) for case in cases])
+    seen = np.concatenate([matched(case.microbleeds_mm, case.points_mm) for case in cases])
+    rows = []
+    for low, high in pairwise(SIZE_EDGES_MM):
+        these = (size >= low) & (size < high)
+        n = int(these.sum())
+        rows.append(
+            {
+                "from_mm": low,
+                "below_mm": high if np.isfinite(high) else None,
+                "microbleeds": n,
+                "sensitivity": _rounded(hit[these].mean() if n else None),
+                "candidate_recall": _rounded(seen[these].mean() if n else None),
+            }
+        )
+    return rows
 
 
 def _rounded(value: float | None, digits: int = 3) -> float | None:

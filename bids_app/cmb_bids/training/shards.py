@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import json
 import logging
@@ -143,18 +144,20 @@ def case_path(directory: Path, index: int) -> Path:
     return directory / f"case-{index:05d}.npz"
 
 
-def generate(directory: Path, cases: int, settings: dict[str, Any], workers: int) -> list[Path]:
+def generate(
+    directory: Path, cases: int | Sequence[int], settings: dict[str, Any], workers: int
+) -> list[Path]:
     """Make the cases that are missing.
 
     Parameters
     ----------
     directory : path
-    cases : int
-        Numbers 0 to ``cases`` - 1.
+    cases : int or sequence of int
+        Numbers of the cases, or how many from 0 on.
     settings : dict
         Of `cmb_bids.training.cases.make_case`.
     workers : int
-        Processes, one thread each.
+        Processes, one thread each; with 1 the work is done in this process.
 
     Returns
     -------
@@ -166,16 +169,25 @@ def generate(directory: Path, cases: int, settings: dict[str, Any], workers: int
     RuntimeError
         More than one in twenty failed: something is wrong beyond bad luck.
     """
-    missing = [i for i in range(cases) if not case_path(directory, i).is_file()]
-    log.info("%d of %d cases to make in %s", len(missing), cases, directory)
+    numbers = range(cases) if isinstance(cases, int) else cases
+    missing = [i for i in numbers if not case_path(directory, i).is_file()]
+    log.info("%d of %d cases to make in %s", len(missing), len(numbers), directory)
     failed = _make_all(directory, missing, settings, workers) if missing else 0
-    if failed > max(1, SHARE_OF_FAILURES_BORNE * cases):
+    if failed > max(1, SHARE_OF_FAILURES_BORNE * len(numbers)):
         raise RuntimeError(f"{failed} of {len(missing)} cases failed; see the messages above")
-    return [case_path(directory, i) for i in range(cases) if case_path(directory, i).is_file()]
+    return existing_cases(directory, numbers)
+
+
+def existing_cases(directory: Path, numbers: Sequence[int]) -> list[Path]:
+    """Files of those of these cases that could be made."""
+    paths = [case_path(directory, i) for i in numbers]
+    return [path for path in paths if path.is_file()]
 
 
 def _make_all(directory: Path, missing: list[int], settings: dict[str, Any], workers: int) -> int:
     failed, key = 0, data_key(settings)
+    if workers == 1:
+        return sum(not _made_here(directory, i, settings, key) for i in missing)
     context = multiprocessing.get_context("spawn")
     # Libraries read these when they load, in workers before any of our code: so set them here.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
@@ -189,6 +201,16 @@ def _make_all(directory: Path, missing: list[int], settings: dict[str, Any], wor
             if done % 10 == 0 or done == len(jobs):
                 log.info("%d/%d cases", done, len(jobs))
     return failed
+
+
+def _made_here(directory: Path, index: int, settings: dict[str, Any], key: str) -> bool:
+    try:
+        _make_one(directory, index, settings, key)
+    except Exception as error:  # one case must not cost the others
+        log.warning("case %d failed: %s: %s", index, type(error).__name__, error)
+        return False
+    log.info("case %d", index)
+    return True
 
 
 def _one_thread() -> None:
@@ -211,16 +233,7 @@ def keys_of(paths: Sequence[Path]) -> list[str]:
     return sorted({str(load_case(p, ()).recipe.get("data_key", "unknown")) for p in paths})
 
 
-def load_split(paths: Sequence[Path], split: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Patches (n, channels, ...) float16 and labels (n,) of all cases of a split."""
-    found = [_found_in(load_case(p), kind) for p in paths if split_of(p) == split]
-    found = [f for f in found if len(f.labels)]
-    if not found:
-        return np.zeros((0, 1, 1, 1, 1), np.float16), np.zeros(0, np.int8)
-    return np.concatenate([f.patches for f in found]), np.concatenate([f.labels for f in found])
-
-
-def _found_in(case: Case, kind: str) -> CandidateSet:
+def found_in(case: Case, kind: str) -> CandidateSet:
     """The case's candidates of this kind.
 
     Where a case was not run as a magnitude-only scan, the SWI of its candidates stands in: the
@@ -229,7 +242,15 @@ def _found_in(case: Case, kind: str) -> CandidateSet:
     if kind in case.candidates:
         return case.candidates[kind]
     full = case.candidates["complex"]
-    return CandidateSet(full.patches[:, :1], full.points_mm, full.labels, full.scores)
+    return dataclasses.replace(
+        full, patches=full.patches[:, :1] if full.patches.size else full.patches
+    )
+
+
+def has_magnitude_run(path: Path) -> bool:
+    """Whether a case was also run as a magnitude-only scan, on its magnitude and not on SWI."""
+    case = load_case(path, ("magnitude",), patches=False)
+    return "magnitude" in case.candidates and not case.recipe.get("swi_as_magnitude", False)
 
 
 def split_of(path: Path) -> str:

@@ -1,0 +1,474 @@
+"""The steps of the training workflow: files in, files out. Snakemake says in which order.
+
+Layout of an output directory::
+
+    cases.json                    which cases there are, and of which code
+    weights/NAME.safetensors      of every network, uncalibrated, with NAME.json on its training
+    scores/NAME.npz               calibrated probabilities of all validation and test candidates
+    comparison.json, .tsv         all contenders on the test cases
+    NAME.safetensors, .json, .md  shipped networks: weights with calibration, metrics, card
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmb_bids.errors import BadData
+from cmb_bids.resnet import (
+    CLASSES,
+    Calibration,
+    MicrobleedNet,
+    calibrate,
+    predict_logits,
+    save_model,
+)
+from cmb_bids.training.contenders import (
+    CONTENDERS,
+    Contender,
+    load_weights,
+    new_network,
+    patches_seen,
+    save_weights,
+    strengths,
+    targets,
+)
+from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, Network, fit
+from cmb_bids.training.labels import CALCIFICATION, MICROBLEED
+from cmb_bids.training.scoring import (
+    ScoredCase,
+    choose_thresholds,
+    detection_metrics,
+    evaluate_cases,
+    fit_calibration,
+    scored_case,
+)
+from cmb_bids.training.shards import (
+    PAPER_SPLIT,
+    SHARE_OF_FAILURES_BORNE,
+    CandidateSet,
+    Case,
+    case_path,
+    existing_cases,
+    found_in,
+    generate,
+    has_magnitude_run,
+    keys_of,
+    load_case,
+    split_of,
+)
+from cmb_bids.volumes import read_json, write_json, written_whole
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = ("validation", "test")
+NO_EVIDENCE = -1e4  # logit of a class that a detector does not know
+
+
+# ------------------------------------------------------------------------------- cases
+
+
+def make_block(shards: Path, first: int, last: int, settings: dict[str, Any], record: Path) -> None:
+    """Simulate cases ``first`` to ``last``, find and cut their candidates; note what failed.
+
+    A case that fails is left out: `summarise_cases` judges how many may be.
+    """
+    numbers = range(first, last + 1)
+    try:
+        made = generate(shards, numbers, settings, workers=1)
+    except RuntimeError as error:
+        log.warning("%s", error)
+        made = existing_cases(shards, numbers)
+    failed = [i for i in numbers if case_path(shards, i) not in made]
+    write_json(record, {"cases": len(made), "failed": failed})
+
+
+def summarise_cases(shards: Path, cases: int, settings: dict[str, Any], output: Path) -> None:
+    """Write ``cases.json``: what there is to train, calibrate and test on.
+
+    Raises
+    ------
+    BadData
+        More than one in twenty is missing, or a split is empty.
+    """
+    paths = existing_cases(shards, range(cases))
+    missing = cases - len(paths)
+    if missing > max(1, SHARE_OF_FAILURES_BORNE * cases):
+        raise BadData(shards, f"{missing} of {cases} cases could not be made", "See their logs")
+    split = {name: sum(split_of(path) == name for path in paths) for name in PAPER_SPLIT}
+    if not all(split.values()):
+        raise BadData(shards, f"a split is empty ({split})", "Simulate at least 20 cases")
+    summary = {
+        "shards": str(shards.resolve()),
+        "cases": cases,
+        "made": len(paths),
+        "split": split,
+        "keys": keys_of(paths),
+        "simulated": True,
+        **settings,
+    }
+    write_json(output, summary)
+
+
+def cases_of(summary: Path) -> list[Path]:
+    """The case files that a ``cases.json`` tells of."""
+    content = read_json(summary)
+    return existing_cases(Path(content["shards"]), range(int(content["cases"])))
+
+
+# ------------------------------------------------------------------------------ training
+
+
+def training_cases(paths: Sequence[Path], contender: Contender) -> list[Path]:
+    """The cases a contender learns from.
+
+    Shipped networks take all training cases there are. Those compared take the same ones each:
+    those that were also run as magnitude-only scans.
+
+    Raises
+    ------
+    BadData
+        There are none.
+    """
+    train = [path for path in paths if split_of(path) == "train"]
+    chosen = train if contender.shipped else [path for path in train if has_magnitude_run(path)]
+    if not chosen:
+        raise BadData(
+            paths[0].parent if paths else "cases",
+            "no training case was also run as a magnitude-only scan, so inputs cannot be compared",
+            "Simulate more cases",
+        )
+    return chosen
+
+
+def load_training(paths: Sequence[Path], contender: Contender) -> tuple[np.ndarray, np.ndarray]:
+    """Patches (n, channels, ...) float16 and labels (n,) of cases, ignored candidates left out.
+
+    The array is made once and filled, for it takes most of the memory there is.
+    """
+    kinds = ("complex", contender.kind)
+    labels = []
+    for path in paths:
+        found = found_in(load_case(path, kinds, patches=False), contender.kind)
+        labels.append(targets(contender, found.labels))
+    total = sum(int((part >= 0).sum()) for part in labels)
+    patches: np.ndarray | None = None
+    filled = 0
+    for path, label in zip(paths, labels, strict=True):
+        used = label >= 0
+        if not used.any():
+            continue
+        # Only what is read from the disk: a case without a magnitude run needs its other set.
+        case = load_case(path, (contender.kind,))
+        case = case if case.candidates else load_case(path, ("complex",))
+        part = patches_seen(contender, found_in(case, contender.kind))[used]
+        if patches is None:
+            patches = np.empty((total, *part.shape[1:]), np.float16)
+        patches[filled : filled + len(part)] = part
+        filled += len(part)
+    if patches is None:
+        raise BadData(paths[0].parent, "has no candidates to train on", "Simulate more cases")
+    return patches, np.concatenate([part[part >= 0] for part in labels])
+
+
+def train(
+    name: str,
+    summary: Path,
+    weights: Path,
+    *,
+    steps: int,
+    seed: int,
+    device: str = "cpu",
+    threads: int = 1,
+) -> None:
+    """Train one network; a run that was broken off goes on from its checkpoint.
+
+    Parameters
+    ----------
+    name : str
+        Of a contender.
+    summary : path
+        ``cases.json``.
+    weights : path
+        Written, with a JSON on the training beside it.
+    steps, seed, device, threads
+        Of the training; other numbers of threads sum floats in another order.
+    """
+    torch.set_num_threads(threads)
+    contender, config = CONTENDERS[name], FitConfig(seed=seed, steps=steps, device=device)
+    chosen = training_cases(cases_of(summary), contender)
+    patches, labels = load_training(chosen, contender)
+    counts = class_counts(labels)
+    log.info("%s: %d candidates %s of %d cases", contender.name, len(labels), counts, len(chosen))
+    checkpoint = weights.with_name(f".{contender.name}.checkpoint")
+    started = time.monotonic()
+    network, _ = fit(
+        new_network(contender, config.seed),
+        patches,
+        labels,
+        config,
+        resumable(checkpoint, config, labels),
+    )
+    save_weights(network, weights)
+    record = {
+        "seed": config.seed,
+        "steps": steps,
+        "batch_size": config.batch_size,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "device": config.device,
+        "threads": threads,
+        "commit": commit(),
+        "cases": len(chosen),
+        "candidates": counts,
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+    write_json(weights.with_suffix(".json"), record)
+    checkpoint.unlink(missing_ok=True)
+
+
+def resumable(checkpoint: Path, config: FitConfig, labels: np.ndarray) -> Path:
+    """The checkpoint, removed first where it is of another run: other settings or other data."""
+    run = {**dataclasses.asdict(config), "labels": class_counts(labels)}
+    described = checkpoint.with_suffix(".checkpoint.json")
+    if checkpoint.is_file() and not (described.is_file() and read_json(described) == run):
+        checkpoint.unlink()
+    write_json(described, run)
+    return checkpoint
+
+
+def class_counts(labels: np.ndarray) -> dict[str, int]:
+    """How many candidates there are of each class."""
+    return {name: int((labels == index).sum()) for index, name in enumerate(CLASSES)}
+
+
+def commit() -> str:
+    """The commit of the checkout this runs from, marked when files differ; else ``unknown``."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return said.stdout.strip()
+
+
+# --------------------------------------------------------------------------- calibration
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A held-out case with what a contender said before calibration.
+
+    ``found``: its candidates, without patches; ``logits`` (n, 3).
+    """
+
+    case: Case
+    found: CandidateSet
+    logits: np.ndarray
+
+
+def judge(contender: Contender, network: Network | None, paths: Sequence[Path]) -> list[Judged]:
+    """What a network says about the candidates of cases, one case in memory at a time."""
+    judged = []
+    for path in paths:
+        case = load_case(path, (contender.kind,), patches=network is not None)
+        found = case.candidates.get(contender.kind)
+        if found is None:
+            raise BadData(path, f"has no {contender.kind} candidates", "Simulate the case again")
+        logits = np.zeros((len(found.labels), len(CLASSES)), np.float32)
+        if network is not None and len(found.labels):
+            x, y, z = (slice(margin, -margin) for margin in MARGIN_VOXELS)
+            seen = patches_seen(contender, found)[:, :, x, y, z].astype(np.float32)
+            logits = predict_logits(network, seen)
+        found = dataclasses.replace(found, patches=np.zeros((0,), np.float16))
+        case.candidates = {contender.kind: found}
+        judged.append(Judged(case, found, logits))
+    return judged
+
+
+def calibrated(
+    contender: Contender, judged: Sequence[Judged]
+) -> tuple[Calibration, list[ScoredCase]]:
+    """Calibration and thresholds fitted to validation cases, and these cases as it sees them.
+
+    Only shipped networks are calibrated with the candidates' score: it knows more than the images
+    that are compared.
+    """
+    calibration = fit_calibration(
+        np.concatenate([one.logits for one in judged]),
+        targets(contender, np.concatenate([one.found.labels for one in judged])),
+        np.concatenate([one.found.scores for one in judged]) if contender.shipped else None,
+    )
+    cases = [apply(contender, one, calibration) for one in judged]
+    definite, possible = choose_thresholds(cases)
+    return dataclasses.replace(calibration, definite=definite, possible=possible), cases
+
+
+def apply(contender: Contender, judged: Judged, calibration: Calibration) -> ScoredCase:
+    """A case with calibrated probabilities."""
+    probabilities = calibrate(judged.logits, calibration, judged.found.scores)
+    return scored_case(judged.case, contender.kind, probabilities)
+
+
+def calibrate_and_score(
+    name: str, summary: Path, output: Path, weights: Path | None = None, threads: int = 1
+) -> None:
+    """Calibrate a contender on the validation cases and score all held-out candidates.
+
+    Parameters
+    ----------
+    name : str
+        Of the contender.
+    summary : path
+        ``cases.json``.
+    output : path
+        npz: ``case`` (n,), ``probabilities`` (n, 3), ``description`` (JSON as bytes).
+    weights : path, optional
+        Of its network; none for a classical detector.
+    threads : int, optional
+    """
+    torch.set_num_threads(threads)
+    contender = CONTENDERS[name]
+    held_out = {name: [p for p in cases_of(summary) if split_of(p) == name] for name in HELD_OUT}
+    network = load_weights(contender, weights) if weights is not None else None
+    judged = {name: judge(contender, network, paths) for name, paths in held_out.items()}
+    ranked_by = None
+    if network is None:
+        ranked_by = best_strength(contender, judged["validation"])
+        judged = {
+            name: [given_strength(one, ranked_by) for one in part] for name, part in judged.items()
+        }
+    calibration, cases = calibrated(contender, judged["validation"])
+    cases += [apply(contender, one, calibration) for one in judged["test"]]
+    description = {"calibration": dataclasses.asdict(calibration), "ranked_by": ranked_by}
+    save_scores(output, cases, description)
+
+
+def best_strength(contender: Contender, judged: Sequence[Judged]) -> str:
+    """The stored strength that a classical detector does best with on the validation cases.
+
+    Raises
+    ------
+    BadData
+        None of them is stored.
+    """
+    f1_of: dict[str, float] = {}
+    for name in contender.baselines:
+        if all(strengths(one.found, name) is not None for one in judged):
+            given = [given_strength(one, name) for one in judged]
+            calibration, cases = calibrated(contender, given)
+            f1_of[name] = detection_metrics(cases, calibration.definite)["f1"] or 0.0
+    if not f1_of:
+        raise BadData(
+            "cases",
+            f"hold no strengths of {contender.title} ({', '.join(contender.baselines)})",
+            "Simulate them again with this version",
+        )
+    return max(f1_of, key=lambda name: f1_of[name])
+
+
+def given_strength(judged: Judged, name: str) -> Judged:
+    """The case with a classical detector's strength as the only logit that varies."""
+    strength = strengths(judged.found, name)
+    assert strength is not None
+    logits = np.zeros((len(strength), len(CLASSES)))
+    logits[:, MICROBLEED], logits[:, CALCIFICATION] = strength, NO_EVIDENCE
+    return dataclasses.replace(judged, logits=logits)
+
+
+def save_scores(path: Path, cases: Sequence[ScoredCase], description: dict[str, Any]) -> None:
+    """Write calibrated probabilities of cases."""
+    numbers = np.concatenate([np.full(len(c.labels), c.index, np.int64) for c in cases])
+    with written_whole(path) as beside:
+        np.savez_compressed(
+            beside,
+            case=numbers,
+            probabilities=np.concatenate([c.probabilities for c in cases]).astype(np.float32),
+            description=np.frombuffer(json.dumps(description).encode(), dtype=np.uint8),
+        )
+
+
+def read_scores(
+    path: Path, contender: Contender, paths: Sequence[Path]
+) -> tuple[list[ScoredCase], dict[str, Any]]:
+    """Cases with a contender's probabilities, as `calibrate_and_score` left them."""
+    with np.load(path, allow_pickle=False) as stored:
+        numbers, probabilities = stored["case"], stored["probabilities"].astype(float)
+        description = json.loads(stored["description"].tobytes())
+    cases = []
+    for case_file in paths:
+        case = load_case(case_file, (contender.kind,), patches=False)
+        cases.append(scored_case(case, contender.kind, probabilities[numbers == case.index]))
+    return cases, description
+
+
+# ----------------------------------------------------------------------------- measuring
+
+
+def finish_model(
+    name: str, summary: Path, weights: Path, scores: Path, output: Path, command: str
+) -> None:
+    """Write a shipped network with its calibration, and what it is worth, beside each other.
+
+    Parameters
+    ----------
+    name : str
+        One of the shipped.
+    summary, weights, scores : path
+        What the steps before left.
+    output : path
+        ``NAME.json``; the weights, ``NAME.safetensors``, come beside it.
+    command : str
+        That repeats the run.
+    """
+    contender, paths = CONTENDERS[name], cases_of(summary)
+    content, training = read_json(summary), read_json(weights.with_suffix(".json"))
+    data = {key: content[key] for key in ("cases", "made", "seed", "keys", "split", "simulated")}
+    network = load_weights(contender, weights)
+    assert isinstance(network, MicrobleedNet)
+    _, description = read_scores(scores, contender, [])
+    calibration = calibration_from(description["calibration"])
+    network.description = dataclasses.replace(network.description, calibration=calibration)
+    training["command"] = command
+    measured = {}
+    for split in HELD_OUT:
+        cases, _ = read_scores(scores, contender, [p for p in paths if split_of(p) == split])
+        measured[split] = evaluate_cases(cases, calibration.definite, calibration.possible)
+    metrics: dict[str, Any] = {
+        "model": {
+            "name": network.description.name,
+            "version": network.description.version,
+            "channels": network.description.channels,
+            "geometry": dataclasses.asdict(network.description.geometry),
+            "parameters": training["parameters"],
+        },
+        "simulated": True,
+        "data": data,
+        "training": training,
+        "calibration": dataclasses.asdict(calibration),
+        **measured,
+    }
+    save_model(network, output.with_suffix(".safetensors"), {"training": training, "data": data})
+    write_json(output, metrics)
+    log.info("%s on simulated test cases: %s", contender.name, metrics["test"]["definite"])
+
+
+def calibration_from(content: dict[str, Any]) -> Calibration:
+    """A calibration from JSON."""
+    tuples = {key: tuple(content[key]) for key in ("bias", "score_weights")}
+    return Calibration(**{**content, **tuples})

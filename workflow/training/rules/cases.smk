@@ -1,0 +1,54 @@
+"""Simulated scans through the pipeline: candidates, their labels, their patches."""
+
+
+def blocks(wildcards):
+    """The record of every block of cases."""
+    size, cases = config["block_size"], config["cases"]
+    return [
+        f"{SHARDS}/blocks/{first}-{min(first + size, cases) - 1}.json"
+        for first in range(0, cases, size)
+    ]
+
+
+rule block:
+    """Simulate a block of scans, find the candidates as the pipeline does, cut patches."""
+    output:
+        record=f"{SHARDS}/blocks/{{first}}-{{last}}.json",
+    params:
+        step="cmb_bids.training.steps:make_block",
+        shards=SHARDS,
+        first="{first}",
+        last="{last}",
+        settings=SETTINGS,
+    log:
+        f"{OUT}/logs/block_{{first}}-{{last}}.log",
+    wildcard_constraints:
+        first="[0-9]+",
+        last="[0-9]+",
+    threads: 1
+    resources:
+        mem_mb=4500,
+        runtime=60,
+    script:
+        STEP
+
+
+rule all_cases:
+    """Say which cases there are, or that too many failed."""
+    input:
+        blocks,
+    output:
+        output=f"{OUT}/cases.json",
+    params:
+        step="cmb_bids.training.steps:summarise_cases",
+        shards=SHARDS,
+        cases=config["cases"],
+        settings=SETTINGS,
+    log:
+        f"{OUT}/logs/cases.log",
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    script:
+        STEP

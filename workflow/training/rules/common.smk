@@ -1,0 +1,16 @@
+"""Where things lie, and what a rule hands to its step."""
+
+from cmb_bids.training.shards import data_key
+
+OUT = str(Path(config["output"]).resolve())
+# All that decides what a case holds, besides its number and the code.
+SETTINGS = {"seed": config["seed"]}
+SHARDS = str(Path(config.get("shards") or f"{OUT}/shards-{data_key(SETTINGS)}").resolve())
+STEP = "../scripts/step.py"
+NETWORKS = [*config["shipped"], *config["compared"]]
+MB_PER_CASE = 14  # of patches in memory while training
+
+
+def one_of(names):
+    """A pattern for wildcards that matches these names and no other."""
+    return "|".join(names) or "none"
