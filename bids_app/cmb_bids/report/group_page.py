@@ -49,8 +49,8 @@ CANNOT_SAY = (
     "who does not.",
     "It does not hold for other scanners or protocols. Field strength, echo time and slice "
     "thickness change how many microbleeds are seen two to three times over.",
-    "It counts what the detector marked. Missed lesions and false calls are in every number, also "
-    "in the intervals' middle; intervals show chance only.",
+    "It counts what the detector marked. Missed lesions and false calls are in every number; the "
+    "intervals show chance only.",
     "It says nothing of those who were not processed or whose scan failed its check: they are "
     "left out, not counted as free of microbleeds.",
     "Its p-values are not corrected for the number of tests.",
