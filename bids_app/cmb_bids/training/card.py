@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from cmb_bids.volumes import read_json, write_text
 
 LIMITS = """\
 - Trained and measured on **simulated** scans only. No real labelled scan was seen. The figures
@@ -14,35 +18,58 @@ LIMITS = """\
   in a population study.
 - Training cases have simulated coil shading but a simulated brain mask, randomly displaced: the
   registration that makes the mask of real scans takes too long for thousands of cases."""
+TUNED_LIMITS = """\
+- Started from a network trained on simulated scans, then fine-tuned on the labelled scans above.
+- The figures are of participants left out of the tuning, as labelled by whoever made the labels.
+- Research use only; not a medical device."""
+METRIC_NAMES = {
+    "sensitivity": "sensitivity",
+    "precision": "precision",
+    "f1": "F1",
+    "false_positives_per_case": "false positives per case",
+    "false_positives_per_lesion_free_case": "false positives per lesion-free case",
+    "calcifications_called_microbleed": "calcification candidates called microbleed",
+}
+# The same in what `cmb_bids.training.scoring.evaluate_cases` returns, where it is named otherwise.
+KEY_IN_TEST = {
+    "false_positives_per_lesion_free_case": "false_positives_per_case_without_microbleeds"
+}
 
 
-def model_card(metrics: dict[str, Any]) -> str:
-    """The card (Markdown) of the metrics that `cmb_bids.training.cli` writes beside the weights.
+def write_card(metrics: Path, comparison: Path, output: Path) -> None:
+    """Write the card of one network from its metrics and the comparison."""
+    write_text(output, model_card(read_json(metrics), read_json(comparison)))
+
+
+def model_card(metrics: Mapping[str, Any], comparison: Mapping[str, Any] | None = None) -> str:
+    """The card (Markdown) of the metrics that `cmb_bids.training.steps` writes beside the weights.
 
     Parameters
     ----------
-    metrics : dict
-        Keys ``model``, ``data``, ``training``, ``calibration``, ``test``, ``symmetry_ranking`` and,
-        where it was measured, ``frst_alone``.
+    metrics : mapping
+        Keys ``model``, ``data``, ``training``, ``calibration``, ``test``.
+    comparison : mapping, optional
+        What `cmb_bids.training.comparison.compare` wrote.
     """
+    simulated = "simulated " if metrics["simulated"] else ""
     parts = [
         f"# {metrics['model']['name']} {metrics['model']['version']}",
         _what(metrics["model"]),
-        "## Simulated test cases",
-        _headline(metrics),
-        "By protocol (definite calls, simulated):",
+        f"## {simulated.capitalize()}test cases" if simulated else "## Test cases",
+        _headline(metrics, simulated),
+        f"By protocol (definite calls{', simulated' if simulated else ''}):",
         _by_protocol(metrics["test"]["by_protocol"]),
-        "By diameter of the lesion's core, which looks larger in the image (simulated):",
+        "By diameter of the lesion's core, which looks larger in the image:",
         _by_size(metrics["test"]["by_core_diameter"]),
-        "## Made from",
-        _made_from(metrics),
-        "## Limits",
-        LIMITS,
     ]
+    if comparison is not None:
+        parts += ["## Beside other detectors", compared(comparison)]
+    parts += ["## Made from", _made_from(metrics)]
+    parts += ["## Limits", LIMITS if simulated else TUNED_LIMITS]
     return "\n\n".join(parts) + "\n"
 
 
-def _what(model: dict[str, Any]) -> str:
+def _what(model: Mapping[str, Any]) -> str:
     geometry = model["geometry"]
     size = " x ".join(str(n) for n in geometry["shape"])
     spacing = " x ".join(f"{mm:g}" for mm in geometry["spacing_mm"])
@@ -54,121 +81,140 @@ def _what(model: dict[str, Any]) -> str:
     )
 
 
-def _headline(metrics: dict[str, Any]) -> str:
+def _headline(metrics: Mapping[str, Any], simulated: str) -> str:
     test = metrics["test"]
-    rankings = {"candidate score alone": metrics["symmetry_ranking"]}
-    if "frst_alone" in metrics:
-        rankings["FRST alone"] = metrics["frst_alone"]
     columns = [test["definite"], test["possible_and_definite"]]
-    rows = [
-        ("threshold", "threshold"),
-        ("sensitivity", "sensitivity"),
-        ("precision", "precision"),
-        ("F1", "f1"),
-        ("false positives per case", "false_positives_per_case"),
-        (
-            "false positives per lesion-free case",
-            "false_positives_per_case_without_microbleeds",
-        ),
-        ("calcification candidates called microbleed", "calcifications_called_microbleed"),
-    ]
-    lines = [
-        f"{test['definite']['cases']} simulated cases with {test['definite']['microbleeds']} "
-        "microbleeds, of participants not used in training or calibration; a hit is a one-to-one "
-        "match within 5 mm, lesions without a candidate count as missed.",
-        "",
-        f"| simulated | definite | definite + possible | {' | '.join(rankings)} |",
-        "|---" * (3 + len(rankings)) + "|",
-    ]
-    alone = {"f1": "best_f1", "sensitivity": "sensitivity_there", "precision": "precision_there"}
-    for said, key in rows:
-        values = [column[key] for column in columns]
-        values += [ranking[alone[key]] if key in alone else None for ranking in rankings.values()]
-        lines.append(f"| {said} | {' | '.join(_shown(value) for value in values)} |")
-    lines += ["", _froc_table(test, rankings), "", _other_figures(metrics)]
-    return "\n".join(lines)
-
-
-def _froc_table(test: dict[str, Any], rankings: dict[str, dict[str, Any]]) -> str:
-    key = "froc_sensitivity_at_false_positives_per_case"
-    rates = list(test[key])
+    rows = [["threshold", *(shown(column["threshold"]) for column in columns)]]
+    for name, said in METRIC_NAMES.items():
+        key = KEY_IN_TEST.get(name, name)
+        rows.append([said, *(shown(column[key]) for column in columns)])
+    rates = test["froc_sensitivity_at_false_positives_per_case"]
     return "\n".join(
         [
-            f"| sensitivity (simulated) at false positives per case | {' | '.join(rates)} |",
-            "|---" * (len(rates) + 1) + "|",
-            *(
-                f"| {name} | {' | '.join(_shown(said[key][r]) for r in rates)} |"
-                for name, said in {"network": test, **rankings}.items()
+            f"{test['definite']['cases']} {simulated}cases with {test['definite']['microbleeds']} "
+            "microbleeds, of participants not used in training or calibration; a hit is a "
+            "one-to-one match within 5 mm, lesions without a candidate count as missed.",
+            "",
+            table([simulated.strip() or "measure", "definite", "definite + possible"], rows),
+            "",
+            table(
+                ["false positives per case", *rates],
+                [[f"{simulated}sensitivity", *(shown(value) for value in rates.values())]],
             ),
+            "",
+            f"Microbleeds with a candidate: {shown(test['candidate_recall'])}, which no network "
+            f"can exceed; candidates per case: {shown(test['candidates_per_case'])}; expected "
+            "calibration error of the microbleed probability: "
+            f"{shown(test['expected_calibration_error'])}.",
         ]
     )
 
 
-def _other_figures(metrics: dict[str, Any]) -> str:
-    test = metrics["test"]
-    frst = (
-        " FRST alone ranks all places the transform proposes by its strength in one contrast "
-        f"({metrics['frst_alone']['contrast']}, the best one on these cases)."
-        if "frst_alone" in metrics
-        else ""
+def compared(comparison: Mapping[str, Any]) -> str:
+    """All detectors in one table, and what the columns mean (Markdown)."""
+    rows = []
+    for entry in comparison["contenders"]:
+        metrics, against = entry["metrics"], entry.get("against_reference", {})
+        rows.append(
+            [
+                _title(entry),
+                *(interval(metrics[name]) for name in METRIC_NAMES),
+                shown(entry["froc"]["1"]),
+                shown(against.get("f1", {}).get("p")),
+            ]
+        )
+    header = ["simulated", *METRIC_NAMES.values(), "sensitivity at 1 false positive per case"]
+    reference = next(
+        (e["title"] for e in comparison["contenders"] if e["name"] == comparison["reference"]), "-"
     )
-    return (
-        f"Microbleeds with a candidate: {_shown(test['candidate_recall'])}, which no network can "
-        f"exceed; candidates per case: {_shown(test['candidates_per_case'])}; expected calibration "
-        f"error of the microbleed probability: {_shown(test['expected_calibration_error'])}. "
-        "The candidate score (radial symmetry and depth) ranks the same candidates without a "
-        "network; its threshold was chosen on the test cases themselves, in its favour."
-    ) + frst
+    swi = comparison["cases_with_swi_for_magnitude"]
+    return "\n".join(
+        [
+            f"The same {comparison['cases']} simulated test cases with "
+            f"{comparison['microbleeds']} microbleeds for all, thresholds chosen on the same "
+            "validation cases; 95 % intervals from "
+            f"{comparison['bootstrap_resamples']} bootstrap resamples of participants; *p* of the "
+            f"F1 against {reference} from {comparison['random_swaps']} random swaps within "
+            "participants. Networks other than the shipped ones had the same training cases and "
+            f"budget ({_budget(comparison)}) and are calibrated without the candidate's score. "
+            "Magnitude has candidates of its own"
+            + (f"; in {swi} cases they are those of a scanner's SWI." if swi else "."),
+            "",
+            table([*header, "p (F1)"], rows),
+        ]
+    )
 
 
-def _by_size(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| core | microbleeds | with a candidate | sensitivity, definite |",
-        "|---|---|---|---|",
-    ]
+def _title(entry: Mapping[str, Any]) -> str:
+    contrast = entry.get("ranked_by")
+    return f"{entry['title']} ({contrast})" if contrast not in (None, "score") else entry["title"]
+
+
+def _budget(comparison: Mapping[str, Any]) -> str:
+    for entry in comparison["contenders"]:
+        if entry["name"] == comparison["reference"] and "training" in entry:
+            return f"{entry['training']['cases']} cases, {entry['training']['steps']} steps"
+    return "see comparison.json"
+
+
+def _by_size(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
     for row in rows:
         upper = f"-{row['below_mm']:g}" if row["below_mm"] else " and more"
         figures = (row["microbleeds"], row["candidate_recall"], row["sensitivity"])
-        lines.append(
-            f"| {row['from_mm']:g}{upper} mm | {' | '.join(_shown(value) for value in figures)} |"
-        )
-    return "\n".join(lines)
+        lines.append([f"{row['from_mm']:g}{upper} mm", *(shown(value) for value in figures)])
+    return table(["core", "microbleeds", "with a candidate", "sensitivity, definite"], lines)
 
 
-def _by_protocol(protocols: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "| protocol | cases | microbleeds | sensitivity | precision | false positives per case |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {m['cases']} | {m['microbleeds']} | {_shown(m['sensitivity'])} | "
-        f"{_shown(m['precision'])} | {_shown(m['false_positives_per_case'])} |"
-        for name, m in protocols.items()
-    ]
-    return "\n".join(lines)
+def _by_protocol(protocols: Mapping[str, Mapping[str, Any]]) -> str:
+    keys = ("cases", "microbleeds", "sensitivity", "precision", "false_positives_per_case")
+    return table(
+        ["protocol", *(key.replace("_", " ") for key in keys)],
+        [[name, *(shown(values[key]) for key in keys)] for name, values in protocols.items()],
+    )
 
 
-def _made_from(metrics: dict[str, Any]) -> str:
+def _made_from(metrics: Mapping[str, Any]) -> str:
     data, training, calibration = metrics["data"], metrics["training"], metrics["calibration"]
-    counts = ", ".join(f"{n} {name}" for name, n in data["training_candidates"].items())
+    counts = ", ".join(f"{n} {name}" for name, n in training["candidates"].items())
     split = ", ".join(f"{n} {name}" for name, n in data["split"].items())
-    keys = ", ".join(f"`{key}`" for key in data["keys"])
+    if metrics["simulated"]:
+        keys = ", ".join(f"`{key}`" for key in data["keys"])
+        source = f"{data['made']} simulated scans (seed {data['seed']}, code {keys})"
+    else:
+        source = f"{data['made']} labelled scans, {data['description']}"
     return "\n".join(
         [
-            f"- Data: {data['cases']} simulated scans (seed {data['seed']}, data key {keys}, "
-            f"code key `{data['code_key']}`), "
-            f"split by participant ({split}); training candidates: {counts}.",
+            f"- Data: {source}, split by participant ({split}); training candidates: {counts}.",
             f"- Training: seed {training['seed']}, {training['steps']} steps of "
             f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
             f"{training['device']}.",
-            f"- Calibration on the validation cases: temperature {calibration['temperature']}, "
-            f"offsets {calibration['bias']}, weights of the candidate score "
-            f"{calibration['score_weights']}.",
+            f"- Calibration on held-out cases: temperature {calibration['temperature']:.4g}, "
+            f"offsets {_numbers(calibration['bias'])}, weights of the candidate score "
+            f"{_numbers(calibration['score_weights'])}.",
             f"- Code: version {metrics['model']['version']}, commit {training['commit']}.",
             f"- Command: `{training['command']}`",
         ]
     )
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(value: float | None) -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def interval(row: Mapping[str, float | None]) -> str:
+    """A figure with its interval."""
+    if row["value"] is None:
+        return "-"
+    return f"{row['value']:.3f} ({row['low']:.2f}-{row['high']:.2f})"

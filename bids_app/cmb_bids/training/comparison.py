@@ -242,7 +242,7 @@ def compare(summary: Path, names: Sequence[str], folder: Path, output: Path) -> 
     folder : path
         Holds ``scores`` and ``weights``, as the steps before left them.
     output : path
-        JSON; the same as a long table in the ``.tsv`` beside it.
+        JSON; the same as a long table in ``*_table.tsv`` beside it.
     """
     test = [path for path in cases_of(summary) if split_of(path) == "test"]
     read = {
@@ -270,7 +270,8 @@ def compare(summary: Path, names: Sequence[str], folder: Path, output: Path) -> 
         "contenders": entries,
     }
     write_json(output, content)
-    write_table(output.with_suffix(".tsv"), long_table(entries), LONG_TABLE_DESCRIBED)
+    table = output.with_name(f"{output.stem}_table.tsv")
+    write_table(table, long_table(entries), LONG_TABLE_DESCRIBED)
 
 
 LONG_TABLE_DESCRIBED = {

@@ -164,6 +164,11 @@ def detection_metrics(cases: Sequence[ScoredCase], threshold: float) -> dict[str
         "f1": _rounded(2 * true / (lesions + true + false) if lesions + true + false else None),
         "false_positives_per_case": _rounded(false / len(cases) if cases else None),
         "cases_without_microbleeds": len(free),
+        # Of participants rather than lesions: what the group level corrects prevalence with.
+        "cases_with_microbleeds_called": sum(
+            len(case.called(threshold)) > 0 and len(case.microbleeds_mm) > 0 for case in cases
+        ),
+        "cases_without_microbleeds_called": sum(len(c.called(threshold)) > 0 for c in free),
         "false_positives_per_case_without_microbleeds": _rounded(
             false_free / len(free) if free else None
         ),

@@ -5,7 +5,7 @@ Layout of an output directory::
     cases.json                    which cases there are, and of which code
     weights/NAME.safetensors      of every network, uncalibrated, with NAME.json on its training
     scores/NAME.npz               calibrated probabilities of all validation and test candidates
-    comparison.json, .tsv         all contenders on the test cases
+    comparison.json, _table.tsv   all contenders on the test cases
     NAME.safetensors, .json, .md  shipped networks: weights with calibration, metrics, card
 """
 

@@ -37,7 +37,7 @@ rule compare:
         summary=f"{OUT}/cases.json",
     output:
         output=f"{OUT}/comparison.json",
-        table=f"{OUT}/comparison.tsv",
+        table=f"{OUT}/comparison_table.tsv",
     params:
         step="cmb_bids.training.comparison:compare",
         names=CONTENDERS,
