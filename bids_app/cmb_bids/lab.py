@@ -16,7 +16,7 @@ from cmb_bids.errors import CmbError, UsageError
 COMMANDS = {
     "simulate": ("cmb_bids.simulate.cli", "write a simulated BIDS dataset and its truth"),
     "train": ("cmb_bids.training.cli", "train the networks from a seed"),
-    "evaluate": ("cmb_bids.evaluate", "score results against labels"),
+    "evaluate": ("cmb_bids.evaluate.cli", "score results against labels"),
     "benchmark": ("cmb_bids.benchmark", "time and memory of each stage on one scan"),
 }
 
