@@ -25,6 +25,7 @@ SOME_FAILED = 1
 SOFTWARE_FAULT = 70
 IO_FAILURE = 74
 INTERRUPTED = 130
+MOST_NAMED = 20  # problems named one by one at the terminal
 # Snakemake's own flags after which it, not this command, decides how many cores there are.
 FLAGS_OF_A_CLUSTER = ("--executor", "-e", "--profile", "--workflow-profile", "--jobs", "-j")
 
@@ -77,6 +78,12 @@ def make_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     add = how.add_argument
     add("--config-file", type=Path, metavar="FILE", help="YAML: see config/README.md")
+    add(
+        "--covariates",
+        nargs="+",
+        metavar="COLUMN",
+        help="group: columns of participants.tsv to adjust for (default: age and sex)",
+    )
     add("--random-seed", type=_whole, default=0, metavar="N", help="default: 0")
     add("--n-cpus", "--nprocs", type=_positive, metavar="N", help="default: all it may use")
     add("--mem-mb", type=_positive, metavar="MB", help="default: all it may use")
@@ -273,18 +280,36 @@ def run_group(options: argparse.Namespace) -> int:
         )
     run.check_output(bids_dir, output_dir)
     if options.dry_run:
-        print(f"Would write phenotype/microbleeds.tsv and group_microbleeds.csv in {output_dir}")
+        print(f"Would write phenotype/microbleeds.tsv, group_* and group.html in {output_dir}")
         return 0
+    config = run.load_config(options.config_file)
     if options.boilerplate_only:
         run.write_text(
             output_dir / "logs" / "CITATION.md",
-            run.naming.methods_text(run.load_config(options.config_file)),
+            run.naming.methods_text(config),
         )
         return 0
-    run.run_group(bids_dir, output_dir)
-    print(f"Group tables: {output_dir / 'phenotype' / 'microbleeds.tsv'}")
-    print(f"              {output_dir / 'group_microbleeds.csv'}")
-    return 0
+    summary = run.run_group(bids_dir, output_dir, config["group"], options.covariates)
+    return _report_group(output_dir, summary)
+
+
+def _report_group(output_dir: Path, summary: Any) -> int:
+    """What was counted, where it is, and which tables could not be used."""
+    print(
+        f"{summary.positive} of {summary.participants} participants have a definite microbleed; "
+        f"{summary.flagged} scans failed the quality check, {summary.not_processed} have no result."
+    )
+    print(f"Page:   {output_dir / 'group.html'}")
+    print(f"Tables: {output_dir / 'phenotype' / 'microbleeds.tsv'}, {output_dir / 'group_*'}")
+    if not summary.problems:
+        return 0
+    people = sorted({problem.participant_id for problem in summary.problems})
+    print(f"Tables that could not be used, of {len(people)} participants:", file=sys.stderr)
+    for problem in summary.problems[:MOST_NAMED]:
+        print(f"  {problem.message}", file=sys.stderr)
+    if len(summary.problems) > MOST_NAMED:
+        print(f"  and {len(summary.problems) - MOST_NAMED} more", file=sys.stderr)
+    return SOME_FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -212,8 +212,7 @@ logs
 *.html
 sub-*/figures
 sub-*/ses-*/figures
-group_microbleeds.csv
-group_microbleeds.json
+group_*
 # BIDS wants an echo in every MEGRE name; the images here combine all echoes.
 **/*_MEGRE.*
 """

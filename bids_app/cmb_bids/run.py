@@ -40,7 +40,7 @@ from cmb_bids.volumes import read_json, write_json, write_table, write_text
 
 logger = logging.getLogger(__name__)
 
-SCIENCE = ("phase", "swi", "brain", "candidates", "network", "lesions")
+SCIENCE = ("phase", "swi", "brain", "candidates", "network", "lesions", "quality", "group")
 # Environment of a container under an arbitrary user id: caches that libraries insist on.
 CACHES = {
     "XDG_CACHE_HOME": "cache",
@@ -275,7 +275,9 @@ def write_participants(bids_dir: Path, output_dir: Path) -> None:
     """
     with locked(output_dir / "logs" / ".participants.lock"):
         labels = sorted(path.name for path in output_dir.glob("sub-*") if path.is_dir())
-        header, rows = _read_participants(bids_dir / "participants.tsv")
+        raw = bids_dir / "participants.tsv"
+        # A raw dataset without one leaves the covariates that somebody put into the output.
+        header, rows = _read_participants(raw if raw.is_file() else output_dir / raw.name)
         missing = ["n/a"] * (len(header) - 1)
         table = [header, *([label, *rows.get(label, missing)] for label in labels)]
         text = "".join("\t".join(row) + "\n" for row in table)
@@ -297,7 +299,10 @@ def _read_participants(path: Path) -> tuple[list[str], dict[str, list[str]]]:
             "%s is not used: it is no table with participant_id as its first column", path
         )
         return ["participant_id"], {}
-    return table[0], {row[0]: row[1:] for row in table[1:]}
+    rows = {row[0]: row[1:] for row in table[1:]}
+    if len(rows) < len(table) - 1:
+        logger.warning("%s names a participant twice; the last row is used", path)
+    return table[0], rows
 
 
 def write_scans_table(output_dir: Path, folder: str) -> None:
@@ -324,12 +329,30 @@ def write_scans_table(output_dir: Path, folder: str) -> None:
     write_if_changed(output_dir / "scans.json", SCAN_COLUMNS)
 
 
-def run_group(bids_dir: Path, output_dir: Path) -> Any:
-    """The group level: tables over everybody in the output directory."""
+def run_group(
+    bids_dir: Path,
+    output_dir: Path,
+    section: Mapping[str, Any] | None = None,
+    covariates: Sequence[str] | None = None,
+) -> Any:
+    """The group level over everybody in the output directory.
+
+    Parameters
+    ----------
+    bids_dir, output_dir : Path
+    section : mapping, optional
+        Section ``group`` of the configuration.
+    covariates : sequence of str, optional
+        In place of the configuration's.
+
+    Returns
+    -------
+    cmb_bids.cohort.GroupSummary
+    """
     from cmb_bids.cohort import collect_group
 
     write_participants(bids_dir, output_dir)
-    return collect_group(output_dir)
+    return collect_group(output_dir, section, covariates)
 
 
 # ------------------------------------------------------------------------- before Snakemake

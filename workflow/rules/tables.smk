@@ -28,20 +28,24 @@ rule scans_table:
 
 
 rule group:
-    """Totals of everybody, in two tables."""
+    """Tables, statistics and page of everybody."""
     input:
         [f"{OUT}/{scans_table(folder)}" for folder in FOLDERS],
     output:
         f"{OUT}/phenotype/microbleeds.tsv",
         f"{OUT}/phenotype/microbleeds.json",
         f"{OUT}/group_microbleeds.csv",
+        f"{OUT}/group_lesions.csv",
+        f"{OUT}/group_statistics.json",
+        f"{OUT}/group.html",
     params:
         bids_dir=MANIFEST["bids_dir"],
         output_dir=OUT,
+        settings=MANIFEST["config"].get("group", {}),
     log:
         f"{LOGS}/group.log",
     resources:
-        mem_mb=1000,
+        mem_mb=2000,
         runtime=30,
     script:
         "../scripts/group.py"
