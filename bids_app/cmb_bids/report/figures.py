@@ -55,7 +55,7 @@ _STYLE: Any = {
 
 
 @contextmanager
-def _drawing(height: float, width: float = WIDTH) -> Iterator[Any]:
+def drawing(height: float, width: float = WIDTH) -> Iterator[Any]:
     """A figure of so many pixels, under this module's style."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -120,7 +120,7 @@ def draw_prevalence(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """
     bands = _ordered(row["age_band"] for row in rows)
     sexes = _ordered(row["sex"] for row in rows)
-    with _drawing(300) as figure:
+    with drawing(300) as figure:
         axes = figure.add_subplot()
         for position, sex in enumerate(sexes):
             shift = (position - (len(sexes) - 1) / 2) * min(0.22, 0.7 / len(sexes))
@@ -156,7 +156,7 @@ def draw_burden(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         As `to_svg`.
     """
     total = sum(row["n"] for row in rows) or 1
-    with _drawing(80 + ROW_HEIGHT * len(rows)) as figure:
+    with drawing(80 + ROW_HEIGHT * len(rows)) as figure:
         axes = figure.add_subplot()
         places = range(len(rows))
         axes.barh(places, [100 * row["n"] / total for row in rows], color=ACCENT, height=0.66)
@@ -189,7 +189,7 @@ def draw_forest(terms: Sequence[Mapping[str, Any]], effect: str, name: str) -> s
     """
     known = [t for t in terms if _is_ratio(t["estimate"])]
     first, last = _forest_range(known)
-    with _drawing(70 + ROW_HEIGHT * len(terms)) as figure:
+    with drawing(70 + ROW_HEIGHT * len(terms)) as figure:
         axes = figure.add_subplot()
         axes.set_xscale("log")
         axes.set_xlim(first, last)
@@ -277,7 +277,7 @@ def draw_reference(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """
     sexes = _ordered(row["sex"] for row in rows)
     highest = max([row[key] for row in rows for key in PERCENTILES if row.get(key)], default=1)
-    with _drawing(330) as figure:
+    with drawing(330) as figure:
         panels = figure.subplots(1, len(sexes), sharey=True, squeeze=False)[0]
         for position, (sex, axes) in enumerate(zip(sexes, panels, strict=True)):
             own = sorted((r for r in rows if r["sex"] == sex), key=lambda r: r["age"])
@@ -321,7 +321,7 @@ def draw_expected_share(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         As `to_svg`.
     """
     sexes = _ordered(row["sex"] for row in rows)
-    with _drawing(260) as figure:
+    with drawing(260) as figure:
         axes = figure.add_subplot()
         for position, sex in enumerate(sexes):
             own = sorted((r for r in rows if r["sex"] == sex), key=lambda r: r["age"])
@@ -347,7 +347,7 @@ def draw_quality(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     name : str
         As `to_svg`.
     """
-    with _drawing(90 + ROW_HEIGHT * len(rows)) as figure:
+    with drawing(90 + ROW_HEIGHT * len(rows)) as figure:
         axes = figure.add_subplot()
         totals = [sum(row[verdict] or 0 for verdict in VERDICT_COLOURS) or 1 for row in rows]
         start = [0.0] * len(rows)
