@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
 
-from cmb_bids.columns import FAIL, PASS, SCAN_COLUMNS, WARN
+from cmb_bids.columns import (
+    BOMBS_SIZE_LIMIT_MM,
+    BOMBS_SIZES,
+    FAIL,
+    PASS,
+    SCAN_COLUMNS,
+    WARN,
+    bombs_columns,
+    mars_columns,
+    unplaced_column,
+)
 from cmb_bids.lesions import DEFINITE, POSSIBLE
+from cmb_bids.quality import QualityConfig, find_reasons
 
 LOBAR, DEEP, INFRATENTORIAL = "lobar", "deep", "infratentorial"
 
@@ -17,9 +29,16 @@ BURDEN_CLASSES = {"0": (0, 0), "1": (1, 1), "2-4": (2, 4), "5-10": (5, 10), ">10
 POLARITIES = {1: "right-handed", -1: "left-handed"}
 UNSURE_POLARITY = {
     "weak": "nothing in the image shows the sign of the phase; right-handed was assumed",
-    "conflicting": "head and veins disagree about the sign of the phase; the head was believed",
+    "conflicting": "head and veins disagree about the sign of the phase; the clearer was believed",
 }
 EXCEEDANCES = {"p_ge_1": 1, "p_ge_2": 2, "p_gt_4": 5, "p_gt_10": 11}  # P(count >= this)
+
+# When a candidate is part of a lesion: the rule by which the network's training ignored the
+# second candidate on one lesion (`cmb_bids.training.labels`), for its probabilities, too, are
+# those of candidates that are not.
+NEAREST_MM = 3.0
+FARTHEST_MM = 5.0
+BEYOND_EDGE_MM = 1.5
 
 
 def poisson_binomial(probabilities: Iterable[float]) -> np.ndarray:
@@ -77,7 +96,7 @@ def name_pattern(lobar: int, deep: int, infratentorial: int) -> str:
 
 
 def count_microbleeds(microbleeds: pd.DataFrame) -> dict[str, Any]:
-    """Counts, pattern and probabilities of one scan.
+    """Counts and pattern of one scan.
 
     Parameters
     ----------
@@ -93,7 +112,6 @@ def count_microbleeds(microbleeds: pd.DataFrame) -> dict[str, Any]:
     counted = microbleeds[microbleeds["counted"].astype(bool)]
     definite = counted[counted["certainty"] == DEFINITE]
     by_class = {c: int((definite["mars_class"] == c).sum()) for c in (LOBAR, DEEP, INFRATENTORIAL)}
-    distribution = poisson_binomial(counted["probability"].astype(float))
     placed = len(definite) == 0 or sum(by_class.values()) > 0
     return {
         "cmb_definite": len(definite),
@@ -101,20 +119,129 @@ def count_microbleeds(microbleeds: pd.DataFrame) -> dict[str, Any]:
         **{f"cmb_{c}": number if placed else None for c, number in by_class.items()},
         "pattern": name_pattern(*by_class.values()) if placed else None,
         "burden_class": burden_class(len(definite)),
-        "cmb_expected": round(float(counted["probability"].astype(float).sum()), 4),
+        "cmb_not_counted": len(microbleeds) - len(counted),
+        "cmb_volume_mm3": round(float(definite["volume_mm3"].astype(float).sum()), 2),
+        **count_by_region(counted),
+    }
+
+
+def count_by_region(counted: pd.DataFrame) -> dict[str, int | None]:
+    """Counts by region and side on MARS, and by region, side and size on BOMBS.
+
+    Parameters
+    ----------
+    counted : DataFrame
+        The counted rows of a lesion table; may be empty.
+
+    Returns
+    -------
+    dict
+        A value for each column of `cmb_bids.columns` that begins with ``mars_`` or ``bombs_``.
+        The columns of a scale add up to the number of lesions of each certainty. Where none of
+        them has a place on the scale, the regions are None and all are ``unplaced``.
+    """
+    size = np.where(counted["diameter_mm"].astype(float) < BOMBS_SIZE_LIMIT_MM, *BOMBS_SIZES)
+    scales: list[tuple[str, Callable[[str], Mapping[Any, str]], list[str]]] = [
+        ("mars", mars_columns, ["mars_region", "hemisphere"]),
+        ("bombs", bombs_columns, ["bombs_region", "hemisphere", "size"]),
+    ]
+    numbers: dict[str, int | None] = {}
+    for scale, columns_of, fields in scales:
+        for certainty in (DEFINITE, POSSIBLE):
+            chosen = counted.assign(size=size)[counted["certainty"] == certainty]
+            keys = list(chosen[fields].itertuples(index=False, name=None))
+            unplaced = unplaced_column(scale, certainty)
+            numbers |= _tally(columns_of(certainty), keys, unplaced)
+    return numbers
+
+
+def _tally(
+    names: Mapping[Any, str], keys: Sequence[tuple[Any, ...]], unplaced: str
+) -> dict[str, int | None]:
+    """How many keys fall on each named column; the others are ``unplaced``."""
+    tally: dict[str, int | None] = dict.fromkeys(names.values(), 0)
+    placed = [names[key] for key in keys if key in names]
+    for name in placed:
+        tally[name] = (tally[name] or 0) + 1
+    if keys and not placed:
+        tally = dict.fromkeys(tally)
+    return {**tally, unplaced: len(keys) - len(placed)}
+
+
+def chances_of_microbleeds(lesions: pd.DataFrame, candidates: pd.DataFrame) -> np.ndarray:
+    """Probability of everything that may be one microbleed that counts.
+
+    A listed lesion stands for all candidates on it, and of several unlisted candidates on one
+    spot the likeliest does. A listed lesion outside the counted diameters has no chance; an
+    unlisted candidate, which is not drawn, is taken to have a diameter that counts.
+
+    Parameters
+    ----------
+    lesions : DataFrame
+        All listed lesions, microbleeds and calcifications: ``x y z`` (mm), ``diameter_mm``,
+        ``probability``, ``counted``.
+    candidates : DataFrame
+        All candidates with ``x y z`` (mm) and ``p_microbleed``; a missing one is no chance.
+
+    Returns
+    -------
+    (n,) array
+        Of the counted lesions first, in their order.
+    """
+    counted = lesions["counted"].astype(bool).to_numpy()
+    listed = lesions["probability"].astype(float).to_numpy()[counted]
+    found = candidates.sort_values("p_microbleed", ascending=False, kind="stable")
+    points = found[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
+    chances = np.nan_to_num(found["p_microbleed"].to_numpy(dtype=float))
+    centres = lesions[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
+    reach = np.clip(
+        lesions["diameter_mm"].to_numpy(dtype=float) / 2 + BEYOND_EDGE_MM, NEAREST_MM, FARTHEST_MM
+    )
+    free = ~(cdist(points, centres) <= reach).any(axis=1)
+    kept: list[int] = []
+    for here in np.flatnonzero(free & (chances > 0)):
+        if not kept or np.linalg.norm(points[kept] - points[here], axis=1).min() > NEAREST_MM:
+            kept.append(int(here))
+    return np.concatenate([listed, chances[kept]])
+
+
+def estimate_count(chances: np.ndarray) -> dict[str, float]:
+    """Expected count and how likely the count exceeds the limits of the burden classes.
+
+    Parameters
+    ----------
+    chances : (n,) array
+        From `chances_of_microbleeds`.
+    """
+    distribution = poisson_binomial(chances)
+    return {
+        "cmb_expected": round(float(np.sum(chances)), 4),
         **{
             name: round(probability_of_at_least(distribution, count), 4)
             for name, count in EXCEEDANCES.items()
         },
-        "cmb_not_counted": len(microbleeds) - len(counted),
-        "cmb_volume_mm3": round(float(definite["volume_mm3"].astype(float).sum()), 2),
     }
 
 
 def judge_quality(
-    phase_report: Mapping[str, Any], brain_report: Mapping[str, Any]
+    phase_report: Mapping[str, Any],
+    brain_report: Mapping[str, Any],
+    quality: Mapping[str, float | None],
+    limits: QualityConfig,
 ) -> tuple[str, str | None]:
-    """Verdict on a scan (pass, warn or fail) and its reasons, from the stages' reports."""
+    """Verdict on a scan (pass, warn or fail) and its reasons.
+
+    Only a brain mask that failed its check fails a scan: without a brain there is nothing to
+    count in. All else warns.
+
+    Parameters
+    ----------
+    phase_report, brain_report : mapping
+        What the stages reported.
+    quality : mapping
+        From `cmb_bids.quality.measure_quality`.
+    limits : QualityConfig
+    """
     reasons = []
     failed = brain_report.get("gate") != PASS
     if failed:
@@ -122,6 +249,7 @@ def judge_quality(
     confidence = phase_report.get("polarity_confidence")
     if confidence in UNSURE_POLARITY:
         reasons.append(UNSURE_POLARITY[confidence])
+    reasons += find_reasons(quality, limits)
     status = FAIL if failed else WARN if reasons else PASS
     # A reason goes into one cell of a table.
     text = "; ".join(" ".join(reason.split()).rstrip(".") for reason in reasons)
@@ -157,7 +285,22 @@ def _describe_scan(
         "mask_coverage": _rounded(brain_report.get("coverage"), 3),
         "polarity": POLARITIES.get(phase_report.get("polarity_sign") or 0),
         "polarity_confidence": phase_report.get("polarity_confidence"),
+        "polarity_evidence": phase_report.get("polarity_evidence"),
+        "polarity_head_correlation": _rounded(phase_report.get("polarity_correlation"), 3),
+        "polarity_vein_score": _rounded(phase_report.get("polarity_vein_score"), 3),
     }
+
+
+def _describe_quality(quality: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The measures of quality, rounded to what they are worth."""
+    digits = {
+        "signal_to_noise": 1,
+        "residual_phase_rad": 3,
+        "phase_jump_share": 5,
+        "phase_missing_share": 5,
+        "motion_ghosting": 4,
+    }
+    return {name: _rounded(quality.get(name), n) for name, n in digits.items()}
 
 
 def _rounded(value: Any, digits: int) -> float | None:
@@ -169,9 +312,12 @@ def summarise_scan(
     scan: Mapping[str, Any],
     microbleeds: pd.DataFrame,
     calcifications: pd.DataFrame,
+    candidates: pd.DataFrame,
     phase_report: Mapping[str, Any],
     brain_report: Mapping[str, Any],
     classify_report: Mapping[str, Any],
+    quality: Mapping[str, float | None],
+    limits: QualityConfig | None = None,
 ) -> dict[str, Any]:
     """The row of the scans table for one scan.
 
@@ -182,10 +328,16 @@ def summarise_scan(
         magnitude), ``version``, ``field_strength_t``, ``echoes``.
     microbleeds, calcifications : DataFrame
         Lesion tables (`cmb_bids.lesions.TABLE_COLUMNS`), possibly empty.
+    candidates : DataFrame
+        All candidates with ``x y z`` (mm) and ``p_microbleed``, possibly empty.
     phase_report, brain_report, classify_report : mapping
-        What the stages reported. Keys used: ``polarity_sign``, ``polarity_confidence``;
+        What the stages reported. Keys used: ``polarity_sign``, ``polarity_confidence``,
+        ``polarity_evidence``, ``polarity_correlation``, ``polarity_vein_score``;
         ``gate``, ``reason``, ``source``, ``volume_ml``, ``coverage``; ``model``, ``version``,
         ``channels``.
+    quality : mapping
+        From `cmb_bids.quality.measure_quality`.
+    limits : QualityConfig, optional
 
     Returns
     -------
@@ -195,7 +347,9 @@ def summarise_scan(
     """
     numbers = count_microbleeds(microbleeds)
     numbers["calcification"] = len(calcifications)
-    status, reason = judge_quality(phase_report, brain_report)
+    lesions = pd.concat([microbleeds, calcifications]) if len(calcifications) else microbleeds
+    numbers |= estimate_count(chances_of_microbleeds(lesions, candidates))
+    status, reason = judge_quality(phase_report, brain_report, quality, limits or QualityConfig())
     if status == FAIL:
         numbers = _not_counted(numbers)
     row = {
@@ -205,5 +359,6 @@ def summarise_scan(
         "qc_reason": reason,
         **numbers,
         **_describe_scan(scan, phase_report, brain_report, classify_report),
+        **_describe_quality(quality),
     }
     return {name: row[name] for name in SCAN_COLUMNS}

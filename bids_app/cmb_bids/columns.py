@@ -9,7 +9,7 @@ from typing import Any
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 
-_MARS_REGIONS = {
+MARS_REGIONS = {
     "frontal": "Frontal lobe",
     "parietal": "Parietal lobe",
     "temporal": "Temporal lobe",
@@ -24,7 +24,7 @@ _MARS_REGIONS = {
     "brainstem": "Brainstem",
     "cerebellum": "Cerebellum",
 }
-_BOMBS_REGIONS = {
+BOMBS_REGIONS = {
     "cortex": "Cortex and grey-white junction",
     "subcortical_white_matter": "Subcortical white matter",
     "basal_ganglia": "Caudate, putamen or pallidum",
@@ -82,7 +82,7 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     },
     "mars_region": {
         "Description": "Region of the Microbleed Anatomical Rating Scale.",
-        "Levels": _MARS_REGIONS,
+        "Levels": MARS_REGIONS,
     },
     "mars_class": {
         "Description": "Class of the Microbleed Anatomical Rating Scale.",
@@ -94,7 +94,7 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     },
     "bombs_region": {
         "Description": "Region of the Brain Observer MicroBleed Scale.",
-        "Levels": _BOMBS_REGIONS,
+        "Levels": BOMBS_REGIONS,
     },
     "bombs_class": {
         "Description": "Class of the Brain Observer MicroBleed Scale.",
@@ -105,6 +105,72 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+# Structures that reach across the midline; of all others a lesion is on one side.
+_MIDLINE_REGIONS = frozenset(
+    ("corpus_callosum", "brainstem", "cerebellum", "subcortical_white_matter")
+)
+_SIDES = {"left": "left", "right": "right", "midline": "on the midline"}
+# On either scale, what this tool calls definite has no suffix.
+MARS_CERTAINTIES = {"definite": "", "possible": "_possible"}
+BOMBS_CERTAINTIES = {"definite": "", "possible": "_uncertain"}
+BOMBS_SIZES = {"below_5mm": "below 5 mm", "from_5mm": "of 5 mm and more"}
+BOMBS_SIZE_LIMIT_MM = 5.0
+
+
+def sides_of(region: str) -> tuple[str, ...]:
+    """The values of ``hemisphere`` that a region of either scale has columns for."""
+    return tuple(_SIDES) if region in _MIDLINE_REGIONS else ("left", "right")
+
+
+def mars_columns(certainty: str) -> dict[tuple[str, str], str]:
+    """Column of each MARS region and side, for a certainty (``definite`` or ``possible``)."""
+    return {
+        (region, side): f"mars_{region}_{side}{MARS_CERTAINTIES[certainty]}"
+        for region in MARS_REGIONS
+        for side in sides_of(region)
+    }
+
+
+def bombs_columns(certainty: str) -> dict[tuple[str, str, str], str]:
+    """Column of each BOMBS region, side and size (`BOMBS_SIZES`), for a certainty."""
+    return {
+        (region, side, size): f"bombs_{region}_{side}_{size}{BOMBS_CERTAINTIES[certainty]}"
+        for region in BOMBS_REGIONS
+        for side in sides_of(region)
+        for size in BOMBS_SIZES
+    }
+
+
+def unplaced_column(scale: str, certainty: str) -> str:
+    """Name of the column of lesions without a place on a scale (``mars`` or ``bombs``)."""
+    suffixes = MARS_CERTAINTIES if scale == "mars" else BOMBS_CERTAINTIES
+    return f"{scale}_unplaced{suffixes[certainty]}"
+
+
+def _wide_columns() -> dict[str, dict[str, Any]]:
+    """Counts by region and side on both scales: definite first, then possible."""
+    texts: dict[str, str] = {}
+    for certainty in MARS_CERTAINTIES:
+        start = f"{certainty.capitalize()} counted microbleeds by MARS: "
+        for (region, side), name in mars_columns(certainty).items():
+            texts[name] = f"{start}{MARS_REGIONS[region]}, {_SIDES[side]}."
+        texts[unplaced_column("mars", certainty)] = _describe_unplaced("MARS", certainty)
+    for certainty, word in (("definite", "Certain"), ("possible", "Uncertain")):
+        start = f"{word} ({certainty}) counted microbleeds"
+        for (region, side, size), name in bombs_columns(certainty).items():
+            place = f"{BOMBS_REGIONS[region]}, {_SIDES[side]}"
+            texts[name] = f"{start} {BOMBS_SIZES[size]} by BOMBS: {place}."
+        texts[unplaced_column("bombs", certainty)] = _describe_unplaced("BOMBS", certainty)
+    return {name: {"Description": text} for name, text in texts.items()}
+
+
+def _describe_unplaced(scale: str, certainty: str) -> str:
+    return (
+        f"{certainty.capitalize()} counted microbleeds without a region or side on {scale}. "
+        f"With them the {scale} columns add up to cmb_{certainty}."
+    )
+
 
 # The first ten are a contract; later stages add columns at the end and rename none.
 SCAN_COLUMNS: dict[str, dict[str, Any]] = {
@@ -170,14 +236,16 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
     },
     "cmb_expected": {
         "Description": (
-            "Expected number of microbleeds: sum of the probabilities of the counted lesions, "
-            "definite and possible."
+            "Expected number of microbleeds: sum of the probabilities of everything that could "
+            "count. That is every listed lesion of a counted diameter, calcifications included, "
+            "and every candidate below the possible threshold that is not part of a listed "
+            "lesion."
         )
     },
     "p_ge_1": {
         "Description": (
-            "Probability of at least one microbleed, from the probabilities of the counted "
-            "definite and possible lesions taken as independent (Poisson-binomial)."
+            "Probability of at least one microbleed, from the same probabilities as cmb_expected, "
+            "taken as independent (Poisson-binomial)."
         )
     },
     "p_ge_2": {"Description": "Probability of at least two microbleeds, as p_ge_1."},
@@ -229,9 +297,63 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
         "Description": "How sure the sign of the phase is.",
         "Levels": {
             "certain": "Said by the configuration",
-            "strong": "Shown by the field of the head or by the veins",
-            "conflicting": "Head and veins disagree; the head was believed",
+            "strong": "Clearly shown by the field of the head or by the veins",
+            "moderate": "Shown by the field of the head or by the veins, not clearly",
+            "conflicting": "Head and veins disagree; the clearer of the two was believed",
             "weak": "Nothing showed it; right-handed was assumed",
         },
     },
+    "polarity_evidence": {
+        "Description": "What showed the sign of the phase.",
+        "Levels": {
+            "configuration": "The configuration",
+            "head": "The field of the head",
+            "veins": "The veins",
+            "head and veins": "Both, and they agree",
+            "none": "Nothing",
+        },
+    },
+    "polarity_head_correlation": {
+        "Description": (
+            "Correlation of the phase as stored with the field of the head itself, from -1 to 1; "
+            "negative where the sign had to be turned. n/a where the head was not asked."
+        )
+    },
+    "polarity_vein_score": {
+        "Description": (
+            "Mean susceptibility of the darkest small structures, in standard deviations of the "
+            "tissue around, with the phase as stored; negative where the sign had to be turned. "
+            "n/a where the voxels are too coarse or there is too little brain to see veins."
+        )
+    },
+    "signal_to_noise": {
+        "Description": (
+            "Median of the brain over the standard deviation of the noise, in the magnitude that "
+            "lesions are looked for in (echoes combined)."
+        )
+    },
+    "residual_phase_rad": {
+        "Description": (
+            "Robust standard deviation of the high-passed phase inside the brain: what field and "
+            "noise the filter has left."
+        ),
+        "Units": "rad",
+    },
+    "phase_jump_share": {
+        "Description": (
+            "Share of the brain where the high-passed phase jumps by more than pi from one voxel "
+            "to the next: wraps that were left, or noise."
+        )
+    },
+    "phase_missing_share": {
+        "Description": "Share of the brain without phase: not finite, or exactly zero."
+    },
+    "motion_ghosting": {
+        "Description": (
+            "Signal in the air along the phase-encoding direction from the brain beyond that in "
+            "the air beside it, as a share of the brain's: ghosts of motion and flow. n/a where "
+            "the image shows no air or where it was set to zero."
+        )
+    },
+    **_wide_columns(),
 }

@@ -12,6 +12,7 @@ rule lesions:
     input:
         unpack(phase_images("swi", "highpass", "unwrapped")),
         scan=scan_file("lesions"),
+        magnitude=magnitude,
         normalized=f"{WORK}/{{folder}}/{{prefix}}/normalized.nii.gz",
         mask=f"{OUT}/{{folder}}/anat/{{prefix}}_desc-brain_mask.nii.gz",
         regions=f"{WORK}/{{folder}}/{{prefix}}/regions.nii.gz",

@@ -25,7 +25,9 @@ from cmb_bids.lesions import (
     segment_lesions,
     split_class,
 )
+from cmb_bids.quality import QualityConfig, find_phase_encoding, measure_quality
 from cmb_bids.volumes import (
+    Volume,
     read_json,
     read_on_grid,
     read_table,
@@ -40,6 +42,7 @@ _REMEDY = "Remove the scan's intermediate files and run again"
 
 class _LesionsInputSpec(BaseInterfaceInputSpec):
     scan = File(exists=True, mandatory=True, desc="scan.json")
+    magnitude = File(exists=True, desc="combined magnitude, for the quality check")
     normalized = File(exists=True, mandatory=True, desc="bias-corrected magnitude")
     mask = File(exists=True, mandatory=True, desc="brain mask")
     regions = File(exists=True, mandatory=True, desc="atlas labels on the scan's grid")
@@ -94,9 +97,10 @@ class Lesions(SimpleInterface):
             ) from error
         normalized = read_volume(self.inputs.normalized)
         shape = normalized.data.shape
+        candidates, probabilities = read_table(self.inputs.candidates), self._read_probabilities()
         table, labels = segment_lesions(
-            read_table(self.inputs.candidates),
-            self._read_probabilities(),
+            candidates,
+            probabilities,
             normalized.data,
             read_on_grid(self.inputs.mask, shape) > 0.5,
             normalized.affine,
@@ -112,7 +116,15 @@ class Lesions(SimpleInterface):
             read_json(self.inputs.phase_report) if isdefined(self.inputs.phase_report) else {}
         )
         row = summarise_scan(
-            scan, microbleeds, calcifications, phase_report, brain_report, classify_report
+            scan,
+            microbleeds,
+            calcifications,
+            candidates.merge(probabilities, on="index"),
+            phase_report,
+            brain_report,
+            classify_report,
+            self._measure_quality(scan, normalized),
+            QualityConfig(**scan["config"].get("quality", {})),
         )
         write_volume(self.inputs.out_microbleeds_image, microbleed_labels, normalized.affine)
         write_table(self.inputs.out_microbleeds_table, microbleeds, LESION_COLUMNS)
@@ -123,6 +135,18 @@ class Lesions(SimpleInterface):
         for name in self.output_spec().copyable_trait_names():
             self._results[name] = getattr(self.inputs, name)
         return runtime
+
+    def _measure_quality(self, scan: dict[str, Any], normalized: Volume) -> dict[str, Any]:
+        """Quality of the magnitude, or of the bias-corrected one where no other was given."""
+        given, shape = self.inputs, normalized.data.shape
+        echoes = scan.get("echoes") or [{}]
+        return measure_quality(
+            read_on_grid(given.magnitude, shape) if isdefined(given.magnitude) else normalized.data,
+            read_on_grid(given.mask, shape) > 0.5,
+            normalized.affine,
+            read_on_grid(given.highpass, shape) if isdefined(given.highpass) else None,
+            find_phase_encoding(echoes[0].get("magnitude_sidecar") or {}),
+        )
 
     def _read_probabilities(self) -> Any:
         """The probabilities; refused where they are not those of the candidates."""

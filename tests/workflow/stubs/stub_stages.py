@@ -114,9 +114,9 @@ class Classify(_Stage):
 class Lesions(_Stage):
     input_spec, output_spec = _specs(
         {
-            **dict.fromkeys(("scan", "normalized", "mask", "regions", "candidates"), True),
+            **dict.fromkeys(("scan", "magnitude", "mask", "regions", "candidates"), True),
             **dict.fromkeys(("probabilities", "phase_report", "brain_report"), True),
-            "classify_report": True,
+            **dict.fromkeys(("normalized", "classify_report"), True),
             **dict.fromkeys(("swi", "highpass", "unwrapped"), False),
         },
         [
