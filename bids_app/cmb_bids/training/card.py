@@ -178,7 +178,7 @@ def _made_from(metrics: Mapping[str, Any]) -> str:
     data, training, calibration = metrics["data"], metrics["training"], metrics["calibration"]
     counts = ", ".join(f"{n} {name}" for name, n in training["candidates"].items())
     split = ", ".join(f"{n} {name}" for name, n in data["split"].items())
-    if metrics["simulated"]:
+    if "keys" in data:
         keys = ", ".join(f"`{key}`" for key in data["keys"])
         source = f"{data['made']} simulated scans (seed {data['seed']}, code {keys})"
     else:

@@ -50,13 +50,21 @@ class FitConfig:
     device: str = "cpu"
 
 
-def sample_batch(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices (size,) with fixed shares of the classes; a class that is absent is left out."""
+def sample_batch(
+    labels: np.ndarray, size: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Indices (size,) with fixed shares of the classes; a class that is absent is left out.
+
+    Within a class all are drawn alike, or in proportion to ``weights`` (n,).
+    """
     present = [c for c in range(len(CLASS_SHARES)) if (labels == c).any()]
     shares = np.array([CLASS_SHARES[c] for c in present])
     drawn = rng.choice(present, size=size, p=shares / shares.sum())
     members = {c: np.flatnonzero(labels == c) for c in present}
-    return np.array([rng.choice(members[c]) for c in drawn])
+    if weights is None:
+        return np.array([rng.choice(members[c]) for c in drawn])
+    chances = {c: weights[m] / weights[m].sum() for c, m in members.items()}
+    return np.array([rng.choice(members[c], p=chances[c]) for c in drawn])
 
 
 def augment(
@@ -194,6 +202,7 @@ def fit(
     config: FitConfig,
     checkpoint: Path | None = None,
     report: Callable[[Network, int], None] | None = None,
+    weights: np.ndarray | None = None,
 ) -> tuple[Network, int]:
     """Train a network.
 
@@ -211,6 +220,8 @@ def fit(
         Resumed from when it exists, and written to.
     report : callable, optional
         Called now and then with the averaged network and the step.
+    weights : (n,) array, optional
+        How often each patch is drawn, relative to the others of its class.
 
     Returns
     -------
@@ -237,7 +248,7 @@ def fit(
     started = time.monotonic()
     running = 0.0
     while progress.step < progress.steps:
-        loss = _one_step(progress, patches, labels, config)
+        loss = _one_step(progress, patches, labels, config, weights)
         progress.step += 1
         running = loss if progress.step == 1 else 0.98 * running + 0.02 * loss
         if progress.step % 50 == 0:
@@ -254,12 +265,16 @@ def fit(
 
 
 def _one_step(
-    progress: Progress, patches: np.ndarray, labels: np.ndarray, config: FitConfig
+    progress: Progress,
+    patches: np.ndarray,
+    labels: np.ndarray,
+    config: FitConfig,
+    weights: np.ndarray | None,
 ) -> float:
     """Draw a batch, augment it, descend; returns the loss."""
     rng = np.random.default_rng([config.seed, progress.step])
     torch.manual_seed(int(rng.integers(2**31)))  # dropout
-    chosen = sample_batch(labels, config.batch_size, rng)
+    chosen = sample_batch(labels, config.batch_size, rng, weights)
     stored = torch.from_numpy(patches[chosen].astype(np.float32))
     network, optimiser = progress.network.train(), progress.optimiser
     batch = augment(stored, MARGIN_VOXELS, rng, network.description.channels)
