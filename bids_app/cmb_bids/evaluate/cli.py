@@ -14,6 +14,7 @@ from cmb_bids.errors import UsageError
 from cmb_bids.evaluate.cohort import UNREADABLE, Cohort, read_cohort
 from cmb_bids.evaluate.comparison import compare_cohorts
 from cmb_bids.evaluate.froc import rate_name
+from cmb_bids.evaluate.grouping import dataset_above
 from cmb_bids.evaluate.matching import MATCHING_DISTANCE_MM
 from cmb_bids.evaluate.metrics import CANDIDATE_PREFIX
 from cmb_bids.evaluate.score import evaluate_cohort
@@ -21,6 +22,8 @@ from cmb_bids.evaluate.tables import NOT_COMPARABLE, write_result
 
 NOT_DEFINED = "n/a"
 SOME_FAILED = 1
+GALLERY = 12
+PAGE = "evaluation.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bootstrap", type=int, default=1000, help="samples for intervals (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    parser.add_argument(
+        "--gallery", type=int, default=GALLERY,
+        help="pictures each of misses and of false alarms on the page, 0 to 24 (%(default)s)",
+    )  # fmt: skip
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -55,6 +62,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for option, value, fits, wanted in (
         ("--distance-mm", arguments.distance_mm, arguments.distance_mm > 0, "above 0"),
         ("--bootstrap", arguments.bootstrap, arguments.bootstrap >= 0, "0 or more"),
+        ("--gallery", arguments.gallery, 0 <= arguments.gallery <= 24, "0 to 24"),
     ):
         if not fits:
             raise UsageError(option, f"is {value}", f"Give {wanted}")
@@ -99,7 +107,23 @@ def run(arguments: argparse.Namespace) -> int:
             "seed": arguments.seed,
         }
         write_result(arguments.output, results, comparison, settings)
+        _write_page(arguments, results, comparison)
+        print(f"written: {arguments.output / PAGE} and the tables beside it")
     return _report_unreadable(cohorts)
+
+
+def _write_page(
+    arguments: argparse.Namespace, results: list[dict[str, Any]], comparison: pd.DataFrame | None
+) -> None:
+    # Drawing is slow to import, and printing needs none of it.
+    from cmb_bids.evaluate.gallery import collect_pictures
+    from cmb_bids.report.evaluation_page import evaluation_page
+    from cmb_bids.volumes import write_text
+
+    raw = map(dataset_above, (arguments.labels, arguments.derivatives))
+    roots = [arguments.derivatives, *arguments.compare, arguments.images, arguments.labels, *raw]
+    pictures = collect_pictures(results[0], [root for root in roots if root], arguments.gallery)
+    write_text(arguments.output / PAGE, evaluation_page(results, comparison, pictures))
 
 
 def _report_unreadable(cohorts: list[Cohort]) -> int:

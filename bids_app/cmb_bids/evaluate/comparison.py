@@ -54,8 +54,8 @@ def compare_cohorts(
     Returns
     -------
     DataFrame
-        As `cmb_bids.evaluate.comparison.compare`, with ``reference``, ``other``, ``scans`` (that
-        both have) and, in the row of the sensitivity, the columns of `mcnemar`.
+        As `compare`, with ``reference``, ``other``, ``scans`` and ``participants`` (that both
+        have) and, in the row of the sensitivity, the columns of `mcnemar`.
 
     Raises
     ------
@@ -76,6 +76,7 @@ def compare_cohorts(
     table.insert(0, "reference", reference.name)
     table.insert(1, "other", other.name)
     table["scans"] = len(shared)
+    table["participants"] = len(first.sums["scans"])
     same = mcnemar(first.matched.lesions, second.matched.lesions)
     for name, value in same.items():
         table[name] = pd.Series(value, index=table.index[table["metric"] == "sensitivity"])

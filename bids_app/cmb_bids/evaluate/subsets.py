@@ -125,7 +125,10 @@ def _subset_figures(sums: Sums, by: str) -> dict[str, np.ndarray]:
 def metrics_rows(sums: Sums, weights: np.ndarray, by: str, group: str) -> list[dict[str, Any]]:
     """Figures of a subset, a row each: ``by group metric value low high``."""
     values = _subset_figures(total(sums), by)
-    limits = intervals(_subset_figures(weigh(sums, weights), by)) if len(weights) else {}
+    # One participant's lesions tell nothing of how participants differ.
+    several = (sums["lesions" if by in LESION_GROUPS else "scans"] > 0).sum() > 1
+    drawn = weigh(sums, weights)
+    limits = intervals(_subset_figures(drawn, by)) if len(weights) and several else {}
     rows = []
     for name, value in values.items():
         low, high = (np.nan, np.nan)

@@ -28,8 +28,8 @@ _PLACE = {
     "z": {"Description": "Centre, scanner superior.", "Units": "mm"},
 }
 _LIMITS = (
-    "95 % bootstrap interval over participants; n/a for plain numbers and with fewer than two "
-    "participants."
+    "95 % bootstrap interval over participants; n/a for plain numbers, and where fewer than two "
+    "participants contribute."
 )
 _BASIS = {
     "Description": "What was ranked or judged.",
@@ -170,6 +170,7 @@ COMPARISON_COLUMNS: dict[str, Any] = {
         "participant at random. n/a for the FROC."
     },
     "scans": {"Description": "Scans that both have."},
+    "participants": {"Description": "Participants of these scans."},
     "only_reference": {"Description": "Lesions that the reference alone hit (sensitivity only)."},
     "only_other": {"Description": "Lesions that the other alone hit (sensitivity only)."},
     "mcnemar_p": {
