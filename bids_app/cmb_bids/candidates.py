@@ -7,10 +7,12 @@ lesions from their mimics is the network's work. The rule, in full, is in docs/c
 2. Look for dark, radially symmetric places (`cmb_bids.frst`) in up to three contrasts: bias
    normalised magnitude, SWI, and phase coherence (dark where the phase turns fast, whichever the
    sign, so that it sees calcification, and needs no unwrapping).
-3. Keep the local maxima of each contrast and describe each one by its radial symmetry, by its
-   depth against its surroundings, and by how *enclosed* it is: a lesion is darker than its
-   surroundings in nearly all directions, a vessel is as dark as itself in two of them.
-4. Rank by a weighted sum of these, merge neighbours, keep the best ``maximum_candidates``.
+3. Keep the local maxima of each contrast and describe each one (`cmb_bids.place_features`): its
+   radial symmetry, its depth against its surroundings, how *enclosed* it is (a lesion is darker
+   than its surroundings in nearly all directions, a vessel is as dark as itself in two of them),
+   its curvatures, and how well the phase around fits a dipole.
+4. Rank by a small learnt function of these (`cmb_bids.candidate_ranking`), merge neighbours, keep
+   the best ``maximum_candidates``.
 """
 
 from __future__ import annotations
@@ -23,28 +25,18 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from cmb_bids.candidate_ranking import MAGNITUDE_ALONE, WITH_PHASE, load_ranking
 from cmb_bids.frst import Sizes, fast_radial_symmetry, smoothed
-from cmb_bids.volumes import voxel_sizes, voxel_to_world
+from cmb_bids.place_features import (
+    Contrast,
+    PhaseAround,
+    describe_places,
+    fill_outside,
+    sample,
+)
+from cmb_bids.volumes import b0_direction, voxel_sizes, voxel_to_world
 
 COLUMNS = ("index", "name", "x", "y", "z", "i", "j", "k", "score", "radius_mm", "contrast")
-
-# Weights of the features, set by hand after non-negative logistic regressions on simulated scans
-# (tools/measure_candidates.py --fit), which rank no better: see docs/candidates.md.
-WEIGHTS = {
-    "symmetry_magnitude": 0.4,
-    "symmetry_swi": 0.2,
-    "symmetry_phase": 1.5,
-    "depth": 1.5,
-    "enclosed": 1.5,
-}
-WEIGHTS_WITHOUT_PHASE = {
-    "symmetry_magnitude": 1.2,
-    "symmetry_swi": 0.5,
-    "depth": 0.5,
-    "enclosed": 1.5,
-}
-FAINTEST_SYMMETRY = 3e-3  # symmetry below this is noise and counts the same
-GREATEST_DEPTH = 60.0  # times the noise; deeper than this is no more likely a lesion
 
 
 COLUMNS_DESCRIBED: dict[str, dict[str, str]] = {
@@ -56,7 +48,9 @@ COLUMNS_DESCRIBED: dict[str, dict[str, str]] = {
     "i": {"Description": "Position along the first voxel axis, from 0, fractional"},
     "j": {"Description": "Position along the second voxel axis, from 0, fractional"},
     "k": {"Description": "Position along the third voxel axis, from 0, fractional"},
-    "score": {"Description": "Rank score: weighted log radial symmetry and log depth; no unit"},
+    "score": {
+        "Description": "Rank score of the learnt ranking, higher is likelier a lesion; no unit"
+    },
     "radius_mm": {"Description": "Radius at which the symmetry is strongest", "Units": "mm"},
     "contrast": {"Description": "Contrast the candidate was found in: magnitude, swi or phase"},
 }
@@ -196,50 +190,12 @@ def phase_coherence(
     )
 
 
-def fill_outside(
-    image: np.ndarray, inside: np.ndarray, voxel_sizes_mm: Sizes, sigma_mm: float = 4.0
-) -> np.ndarray:
-    """Replace everything outside a mask by the local mean of what is inside.
-
-    Otherwise the mask's own edge, or the dark skull behind it, makes round dark objects.
-    """
-    weight = smoothed(inside.astype(np.float32), voxel_sizes_mm, sigma_mm)
-    local = smoothed(np.where(inside, image, 0), voxel_sizes_mm, sigma_mm)
-    everywhere = float(image[inside].mean()) if inside.any() else 0.0
-    mean = np.where(weight > 1e-3, local / np.maximum(weight, 1e-3), everywhere)
-    return np.where(inside, image, mean).astype(np.float32)
-
-
-def _ball_directions(count: int = 64) -> np.ndarray:
-    """Unit vectors (count, 3) spread evenly over the sphere (Fibonacci)."""
-    steps = np.arange(count) + 0.5
-    height = 1 - 2 * steps / count
-    angle = np.pi * (1 + 5**0.5) * steps
-    ring = np.sqrt(1 - height**2)
-    return np.stack([ring * np.cos(angle), ring * np.sin(angle), height], axis=1)
-
-
 def _local_maxima(strength: np.ndarray, inside: np.ndarray, most: int) -> np.ndarray:
     """Voxels (n, 3) that no neighbour exceeds, the strongest ``most`` inside, best first."""
     highest = ndimage.maximum_filter(strength, size=3, mode="nearest")
     peaks = np.stack(np.nonzero((strength >= highest) & (strength > 0) & inside), axis=1)
     order = np.argsort(-strength[tuple(peaks.T)], kind="stable")[:most]
     return peaks[order]
-
-
-def _sample(image: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Linear interpolation at ``places`` (..., 3) in voxels."""
-    flat = places.reshape(-1, 3).T
-    return ndimage.map_coordinates(image, flat, order=1, mode="nearest").reshape(places.shape[:-1])
-
-
-class _Contrast(NamedTuple):
-    """One image to look at on the working grid, all (x, y, z) float32."""
-
-    name: str
-    image: np.ndarray
-    symmetry: np.ndarray
-    radius_mm: np.ndarray
 
 
 def _contrast_images(
@@ -268,7 +224,7 @@ def _finite(image: np.ndarray) -> np.ndarray:
 
 def _contrasts(
     images: dict[str, np.ndarray], inside: np.ndarray, grid: _Grid, config: CandidateConfig
-) -> list[_Contrast]:
+) -> list[Contrast]:
     """Fill each image outside the mask and compute its radial symmetry."""
     contrasts = []
     for name, image in images.items():
@@ -283,16 +239,8 @@ def _contrasts(
             noise_factor=config.noise_factor,
             strong_factor=config.strong_factor,
         )
-        contrasts.append(_Contrast(name, filled, symmetry.peak, symmetry.radius_mm))
+        contrasts.append(Contrast(name, filled, symmetry.peak, symmetry.radius_mm))
     return contrasts
-
-
-def _neighbourhood(radius_mm: float, voxel_sizes_mm: np.ndarray) -> np.ndarray:
-    """Boolean ball (a, b, c) of the voxels within ``radius_mm``; at least the voxel itself."""
-    half = np.floor(radius_mm / voxel_sizes_mm).astype(int)
-    axes = [np.arange(-h, h + 1) * size for h, size in zip(half, voxel_sizes_mm, strict=True)]
-    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
-    return x**2 + y**2 + z**2 <= radius_mm**2
 
 
 def _dark_centroids(
@@ -312,84 +260,13 @@ def _dark_centroids(
     window = np.exp(-0.5 * ((offsets / width) ** 2).sum(axis=1))
     moved = places.astype(float)
     for _ in range(4):
-        weights = window * _sample(darkness, moved[:, None, :] + offsets / voxel_sizes_mm)
+        weights = window * sample(darkness, moved[:, None, :] + offsets / voxel_sizes_mm)
         total = weights.sum(axis=1, keepdims=True)
         step = (weights @ offsets) / np.maximum(total, 1e-6)
         candidate = moved + step / voxel_sizes_mm
         away = np.linalg.norm((candidate - places) * voxel_sizes_mm, axis=1)
         moved = np.where((away <= 2.0)[:, None], candidate, moved)
     return moved
-
-
-def _local_noise(detail: np.ndarray, noise: float, voxel_sizes_mm: np.ndarray) -> np.ndarray:
-    """Spread (x, y, z) of the fine detail within about 6 mm, edges held back to 6 times noise.
-
-    A shallow dark spot in even white matter is worth more than the same among sulci.
-    """
-    limited = np.minimum(detail**2, (6 * noise) ** 2)
-    spread = np.sqrt(smoothed(limited, voxel_sizes_mm, 6.0))
-    return np.maximum(spread, 0.3 * noise)
-
-
-def _depths(
-    image: np.ndarray, places: np.ndarray, voxel_sizes_mm: np.ndarray, brain: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """How dark each place is against its surroundings: mean depth and enclosed depth, each (n,).
-
-    The core is the darkest voxel within 1 mm. The surroundings are 64 directions at 2 to 8 mm,
-    never nearer than a slice; the best of these distances counts. The mean depth is against
-    their mean, the enclosed depth against the darkest twentieth of them: a vessel goes on in two
-    directions and encloses nothing. Both are in units of the local noise. Outside the brain the
-    brain's local mean stands in: a cortical lesion beside the dark skull is as enclosed as any
-    other, and the skull itself is not deep.
-    """
-    smooth = smoothed(fill_outside(image, brain, voxel_sizes_mm), voxel_sizes_mm, 0.5)
-    detail = smooth - smoothed(smooth, voxel_sizes_mm, 3.0)
-    noise = max(1.4826 * float(np.median(np.abs(detail[brain]))), 1e-6)
-    local = _sample(_local_noise(detail, noise, voxel_sizes_mm), places)
-    darkest = ndimage.minimum_filter(
-        smooth,
-        footprint=_neighbourhood(1.0, voxel_sizes_mm),
-        mode="nearest",
-    )
-    core = _sample(darkest, places)
-    directions = _ball_directions()
-    mean, enclosed = np.zeros(len(places)), np.zeros(len(places))
-    for distance in (2.0, 3.0, 4.0, 6.0, 8.0):
-        reach = np.maximum(distance, 1.1 * voxel_sizes_mm) / voxel_sizes_mm
-        around = _sample(smooth, places[:, None, :] + directions * reach)
-        mean = np.maximum(mean, around.mean(axis=1) - core)
-        enclosed = np.maximum(enclosed, np.quantile(around, 0.05, axis=1) - core)
-    return mean / local, enclosed / local
-
-
-def describe_places(
-    contrasts: list[_Contrast], places: np.ndarray, brain: np.ndarray, grid: _Grid
-) -> pd.DataFrame:
-    """Features of each place (n, 3): the logarithms that `WEIGHTS` are for.
-
-    ``symmetry_<contrast>`` is the strongest radial symmetry within 1.2 mm; ``depth`` and
-    ``enclosed`` are the magnitude's, see `_depths`.
-    """
-    footprint = _neighbourhood(1.2, grid.voxel_sizes_mm)
-    features = {}
-    for contrast in contrasts:
-        nearby = ndimage.maximum_filter(contrast.symmetry, footprint=footprint, mode="nearest")
-        symmetry = np.maximum(_sample(nearby, places), FAINTEST_SYMMETRY)
-        features[f"symmetry_{contrast.name}"] = np.log(symmetry)
-    depth, enclosed = _depths(contrasts[0].image, places, grid.voxel_sizes_mm, brain)
-    features["depth"] = np.log1p(np.minimum(depth, GREATEST_DEPTH))
-    features["enclosed"] = np.log1p(np.minimum(enclosed, GREATEST_DEPTH))
-    return pd.DataFrame(features)
-
-
-def score_places(features: pd.DataFrame) -> np.ndarray:
-    """Rank score (n,): weighted sum of the features; other weights where there is no phase."""
-    weights = WEIGHTS if "symmetry_phase" in features else WEIGHTS_WITHOUT_PHASE
-    return sum(
-        (weights[name] * features[name].to_numpy() for name in features if name in weights),
-        start=np.zeros(len(features)),
-    )
 
 
 def suppress_neighbours(points: np.ndarray, scores: np.ndarray, distance_mm: float) -> np.ndarray:
@@ -464,17 +341,32 @@ def find_candidates(
         Images and mask differ in shape.
     """
     config = config or CandidateConfig()
-    table = propose_places(normalized, mask, affine, swi, highpass, config)
+    best = rank_places(propose_places(normalized, mask, affine, swi, highpass, config), config)
+    return empty_candidates() if best.empty else best[list(COLUMNS)]
+
+
+def rank_places(table: pd.DataFrame, config: CandidateConfig) -> pd.DataFrame:
+    """Order places by their score, merge neighbours, keep the best.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `propose_places` returns it; may be empty.
+    config : CandidateConfig
+
+    Returns
+    -------
+    DataFrame
+        The kept rows, best first, with ``index``, ``name`` and ``score`` added.
+    """
     if table.empty:
-        return empty_candidates()
-    features = table[[name for name in table if name in {*WEIGHTS, *WEIGHTS_WITHOUT_PHASE}]]
-    table["score"] = score_places(features)
+        return table
+    ranking = load_ranking(WITH_PHASE if "symmetry_phase" in table else MAGNITUDE_ALONE)
+    table = table.assign(score=ranking.score(table))
     points = table[["x", "y", "z"]].to_numpy()
     kept = suppress_neighbours(points, table["score"].to_numpy(), config.merge_distance_mm)
     best = table.iloc[kept[: config.maximum_candidates]].reset_index(drop=True)
-    best["index"] = np.arange(1, len(best) + 1)
-    best["name"] = "candidate"
-    return best[list(COLUMNS)]
+    return best.assign(index=np.arange(1, len(best) + 1), name="candidate")
 
 
 def propose_places(
@@ -495,7 +387,8 @@ def propose_places(
     Returns
     -------
     DataFrame
-        ``x y z i j k radius_mm contrast`` and the features of `describe_places`; empty where
+        ``x y z i j k radius_mm contrast`` and the features of
+        `cmb_bids.place_features.describe_places`; empty where
         there is no brain or nothing dark in it.
 
     Raises
@@ -509,27 +402,47 @@ def propose_places(
             raise ValueError(f"an image has shape {image.shape}, the mask {mask.shape}")
     if not mask.any():
         return pd.DataFrame()
-    grid = _working_grid(mask, voxel_sizes(affine), config)
+    sizes = voxel_sizes(affine)
+    grid = _working_grid(mask, sizes, config)
     brain = _on_grid(mask, grid) > 0.5
     if not brain.any():
         return pd.DataFrame()
-    outside_mm = ndimage.distance_transform_edt(~brain, sampling=grid.voxel_sizes_mm)
-    inside = outside_mm <= config.mask_dilation_mm
-    del outside_mm
+    rim_mm = _signed_distance(brain, grid.voxel_sizes_mm)
+    inside = rim_mm <= config.mask_dilation_mm
     contrasts = _contrasts(_contrast_images(normalized, swi, highpass, grid), inside, grid, config)
     found = [_places_of(contrast, inside, grid, config) for contrast in contrasts]
     table = pd.concat(found, ignore_index=True)
     if table.empty:
         return table
     places = table[["a", "b", "c"]].to_numpy()
-    table[["i", "j", "k"]] = grid.to_scan(places)
-    table[["x", "y", "z"]] = voxel_to_world(affine, table[["i", "j", "k"]].to_numpy())
-    features = describe_places(contrasts, places, brain, grid)
+    in_scan = grid.to_scan(places)
+    table[["i", "j", "k"]] = in_scan
+    table[["x", "y", "z"]] = voxel_to_world(affine, in_scan)
+    around = None
+    if highpass is not None:
+        around = PhaseAround(_finite(highpass), mask, sizes, b0_direction(affine))
+    features = describe_places(
+        contrasts,
+        places,
+        table["radius_mm"].to_numpy(),
+        brain,
+        rim_mm,
+        grid.voxel_sizes_mm,
+        around,
+        in_scan,
+    )
     return pd.concat([table.drop(columns=["a", "b", "c"]), features], axis=1)
 
 
+def _signed_distance(brain: np.ndarray, voxel_sizes_mm: np.ndarray) -> np.ndarray:
+    """Distance (mm) of each voxel to the brain's surface, negative inside."""
+    outside = ndimage.distance_transform_edt(~brain, sampling=voxel_sizes_mm)
+    inside = ndimage.distance_transform_edt(brain, sampling=voxel_sizes_mm)
+    return (outside - inside).astype(np.float32)
+
+
 def _places_of(
-    contrast: _Contrast,
+    contrast: Contrast,
     inside: np.ndarray,
     grid: _Grid,
     config: CandidateConfig,

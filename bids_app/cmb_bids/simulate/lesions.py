@@ -216,7 +216,8 @@ def place_microbleeds(
             if site is not None:
                 clusters.append(site)
     for _ in range(count):
-        diameter = float(np.clip(np.exp(rng.normal(np.log(2.1), 0.42)), 0.9, 6.0))
+        middle, spread = np.log(spec.microbleed_diameter_mm), spec.microbleed_diameter_spread
+        diameter = float(np.clip(np.exp(rng.normal(middle, spread)), 0.9, 6.0))
         chi = float(np.clip(np.exp(rng.normal(np.log(0.65), 0.45)), 0.25, 1.6))
         for _attempt in range(60):
             if clusters and rng.random() < 0.65:
@@ -248,7 +249,7 @@ def _tissue_points(placer: Placer, tissue: str) -> np.ndarray:
 
 
 def place_calcifications(
-    spec: SubjectSpec, placer: Placer, rng: np.random.Generator
+    spec: SubjectSpec, placer: Placer, artery_points: np.ndarray, rng: np.random.Generator
 ) -> list[Lesion]:
     """Calcifications: choroid plexus, pineal, pallidum, falx, vessels and, rarely, parenchyma."""
     old = float(np.clip((spec.age - 20) / 50, 0.1, 1.2))
@@ -293,6 +294,10 @@ def place_calcifications(
         scatter("falx", 1.5, (1.5, 4.0))
     if rng.random() < 0.12 * old * load:
         scatter("dentate", 2.0, (0.8, 2.4))
+    if rng.random() < 0.15 * old * load and len(artery_points):
+        for _ in range(1 + rng.poisson(1.0)):
+            chosen = artery_points[rng.integers(len(artery_points))] + rng.normal(0, 0.5, 3)
+            add(chosen, float(rng.uniform(1.0, 3.0)), "artery_wall")
     for _ in range(rng.poisson(0.8 * load)):
         diameter = float(np.clip(np.exp(rng.normal(np.log(1.9), 0.4)), 0.8, 5.0))
         for _attempt in range(40):

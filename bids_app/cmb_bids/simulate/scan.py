@@ -358,7 +358,10 @@ def simulate_scan(
         float(artery_rng.uniform(0.85, 1.1)),
     )
     placer = lesion_module.Placer(regions, tissue, voxel, brain)
-    calcifications = lesion_module.place_calcifications(spec, placer, spec_rng(spec, 7))
+    near_arteries = artery_tree.points[:: max(1, len(artery_tree.points) // 500)]
+    calcifications = lesion_module.place_calcifications(
+        spec, placer, near_arteries, spec_rng(spec, 7)
+    )
     near_veins = vein_tree.points[:: max(1, len(vein_tree.points) // 2000)]
     microbleeds = lesion_module.place_microbleeds(spec, placer, near_veins, spec_rng(spec, 8))
     placed = microbleeds + calcifications

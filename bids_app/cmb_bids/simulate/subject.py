@@ -35,6 +35,8 @@ class SubjectSpec:
     lesion_load: float = 1.0
     mimic_load: float = 1.0
     microbleeds: int | None = None  # drawn from the group's distribution when None
+    microbleed_diameter_mm: float = 2.1  # median of the core
+    microbleed_diameter_spread: float = 0.42  # of its logarithm
     head_scale: tuple[float, float, float] = (0.95, 0.95, 0.95)
     head_rotation_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
     head_shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)

@@ -33,6 +33,9 @@ MODULES_BEHIND_DATA = (
     "swi.py",
     "brain.py",
     "candidates.py",
+    "candidate_ranking.py",
+    "data/models/candidate-ranking.json",
+    "place_features.py",
     "frst.py",
     "patches.py",
     "training/cases.py",
@@ -124,7 +127,9 @@ def data_key(settings: dict[str, Any]) -> str:
     for name in MODULES_BEHIND_DATA:
         path = root / name
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(_what_it_does(source.read_text(encoding="utf-8")).encode())
+            text = source.read_text(encoding="utf-8")
+            what = _what_it_does(text) if source.suffix == ".py" else text
+            digest.update(what.encode())
     return digest.hexdigest()[:12]
 
 

@@ -1,0 +1,221 @@
+"""Fit the order of the candidates on simulated scans, and measure candidate recall.
+
+    python -m cmb_bids.training.ranking --work FOLDER [--cases 60] [--seed 7000] [--output FILE]
+
+Every proposed place of each case is described and kept in the work folder; a perceptron
+(`cmb_bids.candidate_ranking`) learns to tell places on a lesion from the others. The table of
+recall that is printed is cross-validated: each case is ranked by a fit that did not see it. The
+cases are of no split: their numbers lie far above any that networks are trained or tested on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.spatial.distance import cdist
+from torch import nn
+
+from cmb_bids.candidate_ranking import MAGNITUDE_ALONE, WITH_PHASE, Ranking
+from cmb_bids.candidates import CandidateConfig, propose_places, suppress_neighbours
+from cmb_bids.training.cases import process_case
+from cmb_bids.training.labels import LABEL_OF_NAME
+from cmb_bids.volumes import write_json
+
+log = logging.getLogger(__name__)
+
+FIRST_CASE = 1_000_000
+NEAR_MM = 3.0  # a place this near a lesion is on it
+POSITION_COLUMNS = ("x", "y", "z", "i", "j", "k", "radius_mm", "contrast")
+HIDDEN_UNITS = 12
+STEPS = 600
+LESION_WEIGHT = 5.0  # a lesion lost costs more than a place looked at in vain
+FOLDS = 4
+SIZE_EDGES_MM = (0.0, 1.25, 1.5, 2.0, 3.0, np.inf)
+
+
+def describe_case(number: int, seed: int, work: Path) -> None:
+    """Write the places of one case, with and without phase, and its lesions; skip if there."""
+    done = work / f"{number:05d}_lesions.tsv"
+    if done.is_file():
+        return
+    case = process_case(FIRST_CASE + number, seed)
+    config = CandidateConfig()
+    found = {
+        WITH_PHASE: propose_places(
+            case.normalized, case.mask, case.affine, case.swi, case.highpass, config
+        ),
+        MAGNITUDE_ALONE: propose_places(
+            case.as_magnitude, case.mask, case.affine, None, None, config
+        ),
+    }
+    for kind, table in found.items():
+        table.to_csv(work / f"{number:05d}_{kind}.tsv", sep="\t", index=False, float_format="%.4f")
+    lesions = case.scan.truth[case.scan.truth["name"].isin(list(LABEL_OF_NAME))]
+    lesions.to_csv(done, sep="\t", index=False)  # last: it says that the case is complete
+
+
+def on_lesion(places: pd.DataFrame, lesions: pd.DataFrame) -> np.ndarray:
+    """Whether each place (n,) is on a lesion, blood or calcium."""
+    return (_distances(places, lesions) <= NEAR_MM).any(axis=1)
+
+
+def _distances(places: pd.DataFrame, lesions: pd.DataFrame) -> np.ndarray:
+    return cdist(
+        places[["x", "y", "z"]].to_numpy(dtype=float),
+        lesions[["x", "y", "z"]].to_numpy(dtype=float),
+    )
+
+
+def fit_ranking(tables: Sequence[pd.DataFrame], hits: Sequence[np.ndarray], seed: int) -> Ranking:
+    """A perceptron that gives places on lesions the higher scores.
+
+    Parameters
+    ----------
+    tables : sequence of DataFrame
+        Places of each case (`cmb_bids.candidates.propose_places`).
+    hits : sequence of (n,) bool arrays
+        Which of them are on a lesion.
+    seed : int
+    """
+    features = tuple(name for name in tables[0] if name not in POSITION_COLUMNS)
+    values = np.concatenate([table[list(features)].to_numpy(dtype=float) for table in tables])
+    mean, scale = values.mean(axis=0), values.std(axis=0) + 1e-6
+    inputs = torch.from_numpy(np.clip((values - mean) / scale, -4, 4).astype(np.float32))
+    target = torch.from_numpy(np.concatenate(hits).astype(np.float32))
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Linear(len(features), HIDDEN_UNITS),
+        nn.Tanh(),
+        nn.Linear(HIDDEN_UNITS, HIDDEN_UNITS),
+        nn.Tanh(),
+        nn.Linear(HIDDEN_UNITS, 1),
+    )
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=STEPS)
+    weight = torch.tensor(LESION_WEIGHT)
+    for _ in range(STEPS):
+        optimiser.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            network(inputs)[:, 0], target, pos_weight=weight
+        )
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    layers = tuple(
+        (layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy())
+        for layer in network
+        if isinstance(layer, nn.Linear)
+    )
+    return Ranking(features, mean, scale, layers)
+
+
+def recall_of(
+    places: pd.DataFrame, lesions: pd.DataFrame, score: np.ndarray, config: CandidateConfig
+) -> np.ndarray:
+    """Which microbleeds (m,) have a place within `NEAR_MM` among the best of the merged ones."""
+    points = places[["x", "y", "z"]].to_numpy(dtype=float)
+    kept = suppress_neighbours(points, score, config.merge_distance_mm)
+    kept = kept[: config.maximum_candidates]
+    return (_distances(places.iloc[kept], lesions) <= NEAR_MM).any(axis=0)
+
+
+def cross_validated_recall(
+    tables: Sequence[pd.DataFrame],
+    lesions: Sequence[pd.DataFrame],
+    fit: Callable[[Sequence[int]], Ranking],
+) -> list[dict[str, Any]]:
+    """Recall of microbleeds by core diameter, each case ranked by a fit to the other folds.
+
+    Returns
+    -------
+    list of dict
+        ``from_mm``, ``below_mm`` (None: no limit), ``microbleeds``, ``recall`` within the kept
+        candidates, ``proposed`` before ranking.
+    """
+    config = CandidateConfig()
+    sizes, kept, proposed = [], [], []
+    for fold in range(FOLDS):
+        ranking = fit([i for i in range(len(tables)) if i % FOLDS != fold])
+        for i in range(fold, len(tables), FOLDS):
+            bleeds = lesions[i][lesions[i]["name"] == "microbleed"]
+            if bleeds.empty:
+                continue
+            sizes.append(bleeds["diameter_mm"].to_numpy(dtype=float))
+            kept.append(recall_of(tables[i], bleeds, ranking.score(tables[i]), config))
+            proposed.append((_distances(tables[i], bleeds) <= NEAR_MM).any(axis=0))
+    size, hit, seen = (np.concatenate(part) for part in (sizes, kept, proposed))
+    rows = []
+    for low, high in [(0.0, np.inf), *pairwise(SIZE_EDGES_MM)]:
+        these = (size >= low) & (size < high)
+        n = int(these.sum())
+        rows.append(
+            {
+                "from_mm": low,
+                "below_mm": None if np.isinf(high) else high,
+                "microbleeds": n,
+                "recall": round(float(hit[these].mean()), 3) if n else None,
+                "proposed": round(float(seen[these].mean()), 3) if n else None,
+            }
+        )
+    return rows
+
+
+def fit_and_measure(work: Path, kind: str, cases: int, seed: int) -> dict[str, Any]:
+    """The ranking of one kind of scan, fitted on all cases, with its cross-validated recall."""
+    tables, lesions, hits = [], [], []
+    for number in range(cases):
+        table = pd.read_csv(work / f"{number:05d}_{kind}.tsv", sep="\t")
+        truth = pd.read_csv(work / f"{number:05d}_lesions.tsv", sep="\t")
+        if len(table):
+            tables.append(table)
+            lesions.append(truth)
+            hits.append(on_lesion(table, truth))
+
+    def fit(chosen: Sequence[int]) -> Ranking:
+        return fit_ranking([tables[i] for i in chosen], [hits[i] for i in chosen], seed)
+
+    recall = cross_validated_recall(tables, lesions, fit)
+    return fit(range(len(tables))).as_dict() | {"recall_simulated": recall}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="where places are kept")
+    parser.add_argument("--cases", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=7000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="ranking file to write")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args.work.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        describe = partial(describe_case, seed=args.seed, work=args.work)
+        for number, _ in enumerate(pool.map(describe, range(args.cases))):
+            log.info("case %d of %d", number + 1, args.cases)
+    result: dict[str, Any] = {}
+    for kind in (WITH_PHASE, MAGNITUDE_ALONE):
+        result[kind] = fit_and_measure(args.work, kind, args.cases, args.seed)
+        print(f"{kind} (simulated, {args.cases} cases)")
+        print(pd.DataFrame(result[kind]["recall_simulated"]).to_string(index=False))
+    result["fitted_by"] = (
+        f"python -m cmb_bids.training.ranking --cases {args.cases} --seed {args.seed}"
+    )
+    if args.output:
+        write_json(args.output, result)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
