@@ -65,6 +65,7 @@ def is_simulated(folders: Iterable[Path]) -> bool:
 AGE_EDGES = (0, 50, 60, 70, 80, 200)
 AGE_NAMES = ("under 50", "50-59", "60-69", "70-79", "80 and over")
 MOST_GROUPS = 12
+MOST_NUMBERS = 4
 
 
 def _grouping_columns(participants: pd.DataFrame) -> pd.DataFrame:
@@ -73,7 +74,14 @@ def _grouping_columns(participants: pd.DataFrame) -> pd.DataFrame:
     if "age" in table:
         age = pd.to_numeric(table["age"], errors="coerce")
         table["age"] = pd.cut(age, AGE_EDGES, right=False, labels=AGE_NAMES).astype(object)
-    return table[[c for c in table.columns if 1 < table[c].nunique() <= MOST_GROUPS]]
+    # Of numbers, those that stand for groups (a field strength), not measurements (a weight).
+    most = {
+        name: min(MOST_NUMBERS, len(table) // 2)
+        if pd.api.types.is_numeric_dtype(table[name])
+        else MOST_GROUPS
+        for name in table
+    }
+    return table[[name for name in table if 1 < table[name].nunique() <= most[name]]]
 
 
 def describe_scans(

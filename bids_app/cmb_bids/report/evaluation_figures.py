@@ -36,7 +36,7 @@ def draw_froc(
             colour = colour_of(position)
             spent = curve["false_positives_per_scan"].clip(lower=LOWEST_RATE)
             axes.step(spent, curve["sensitivity"], where="post", color=colour, lw=2.2, label=tool)
-            at = rates[tool].dropna(subset=["sensitivity_low"])
+            at = rates[tool][rates[tool]["reached"]].dropna(subset=["sensitivity_low"])
             shift = 1.03 ** (position - (len(curves) - 1) / 2)  # bars side by side
             axes.vlines(
                 at["false_positives_per_scan"] * shift,
@@ -53,7 +53,7 @@ def draw_froc(
         axes.minorticks_off()
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("false positives per scan")
-        axes.set_ylabel("sensitivity")
+        axes.set_ylabel("sensitivity", labelpad=10)
         if len(curves) > 1:
             axes.legend(loc="lower right")
         return to_svg(figure, name)
@@ -88,8 +88,8 @@ def draw_reliability(tables: Mapping[str, pd.DataFrame], name: str) -> str:
             below.bar(left, table["detections"], width=width, align="edge", color=colour)
         above.set_xlim(0, 1)
         above.set_ylim(-0.02, 1.02)
-        above.set_ylabel("share that is a lesion")
-        below.set_ylabel("detections")
+        above.set_ylabel("share that is a lesion", labelpad=10)
+        below.set_ylabel("detections", labelpad=10)
         if max(np.max(table["detections"]) for table in tables.values()) > 200:
             below.set_yscale("symlog", linthresh=10)
         below.set_xlabel("probability said")
