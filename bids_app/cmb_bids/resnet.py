@@ -34,6 +34,7 @@ CONTRAST_ONLY = ("contrast",)
 CONTRAST_AND_PHASE = ("contrast", "highpass")
 SHIPPED = {CONTRAST_AND_PHASE: "microbleed-two-channel", CONTRAST_ONLY: "microbleed-one-channel"}
 PATCHES_PER_BATCH = 32
+MIRRORED_AXES: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))  # right-left, back-front
 FORMAT = "cmb-bids-resnet-1"
 
 
@@ -255,14 +256,19 @@ def save_model(network: MicrobleedNet, path: Path, provenance: dict[str, Any]) -
 
 
 def predict_logits(network: nn.Module, patches: np.ndarray) -> np.ndarray:
-    """Uncalibrated scores (n, 3) of patches (n, channels, X, Y, Z)."""
+    """Uncalibrated scores (n, 3) of patches (n, channels, X, Y, Z).
+
+    The mean over the patch and its in-plane mirror images, which show the same lesion: what the
+    network makes of the side a vein lies on should not decide.
+    """
     batches = range(0, len(patches), PATCHES_PER_BATCH)
     device = next(network.parameters()).device
+    logits = []
     with torch.inference_mode():
-        logits = [
-            network(torch.from_numpy(patches[i : i + PATCHES_PER_BATCH]).float().to(device))
-            for i in batches
-        ]
+        for start in batches:
+            batch = torch.from_numpy(patches[start : start + PATCHES_PER_BATCH]).float().to(device)
+            seen = [network(torch.flip(batch, axes) if axes else batch) for axes in MIRRORED_AXES]
+            logits.append(torch.stack(seen).mean(dim=0))
     return torch.cat(logits).cpu().numpy() if logits else np.zeros((0, len(CLASSES)), np.float32)
 
 

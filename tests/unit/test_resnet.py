@@ -18,6 +18,7 @@ from cmb_bids.resnet import (
     calibrate,
     load_model,
     predict,
+    predict_logits,
     save_model,
     shipped_path,
 )
@@ -124,3 +125,13 @@ def test_shipped_weights_load_and_know_a_dark_ball(channels):
     model = load_model("shipped", channels)
     assert 0 < model.description.calibration.possible <= model.description.calibration.definite < 1
     assert predict(model, patches_of(2, len(channels)), np.zeros(2)).shape == (2, 3)
+
+
+def test_a_mirrored_patch_gets_the_same_scores():
+    torch.manual_seed(0)
+    network = MicrobleedNet().eval()
+    patches = np.random.default_rng(0).normal(0, 1, (3, 2, 32, 32, 12)).astype(np.float32)
+    mirrored = np.ascontiguousarray(patches[:, :, ::-1])
+    np.testing.assert_allclose(
+        predict_logits(network, patches), predict_logits(network, mirrored), atol=1e-5
+    )
