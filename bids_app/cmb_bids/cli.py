@@ -166,7 +166,7 @@ def run_participant(
         print(f"Methods text: {options.output_dir / 'logs' / 'CITATION.md'}")
         return 0
     if options.reports_only:
-        return _make_reports(manifest)
+        manifest = run.select_complete(manifest)
     work_dir = Path(manifest["work_dir"])
     run_dir = work_dir / "runs" / name
     run_dir.mkdir(parents=True)
@@ -176,6 +176,7 @@ def run_participant(
         _resources(options, extra),
         dry_run=options.dry_run,
         stop_early=options.stop_on_first_crash,
+        reports_only=options.reports_only,
         extra=extra,
     )
     environment = run.safe_environment(run_dir)
@@ -222,29 +223,6 @@ def _resources(options: argparse.Namespace, extra: Sequence[str]) -> Any:
     if elsewhere:
         return Resources(options.n_cpus, options.mem_mb)
     return Resources(options.n_cpus or available_cpus(), options.mem_mb or available_memory_mb())
-
-
-def _make_reports(manifest: dict[str, Any]) -> int:
-    """Tables anew from what is there; HTML pages are not part of this version."""
-    from cmb_bids import run
-
-    shutil.rmtree(manifest["log_dir"])
-    complete = [scan for scan in manifest["scans"] if run.is_complete(scan, manifest)]
-    if not complete:
-        raise InputMissing(
-            manifest["output_dir"],
-            "holds no complete scan to report on",
-            "Run the participant level without --reports-only first",
-        )
-    run.write_dataset_files(manifest)
-    for folder in sorted({scan["folder"] for scan in complete}):
-        run.write_scans_table(Path(manifest["output_dir"]), folder)
-    run.write_participants(Path(manifest["bids_dir"]), Path(manifest["output_dir"]))
-    print(
-        f"Tables of {len(complete)} of {len(manifest['scans'])} scans written anew; "
-        f"cmb-bids {__version__} makes no HTML pages yet."
-    )
-    return 0
 
 
 def _report(manifest: dict[str, Any], failures: Sequence[Any], status: int) -> int:

@@ -49,6 +49,7 @@ PERSONAL = ("Patient", "Accession", "StudyID", "StudyInstance", "SeriesInstance"
 # What the workflow must know of a scan before its first job runs.
 MANIFEST_KEYS = ("id", "folder", "prefix", "output_suffix", "kind", "raw", "mask", "source")
 
+REPORT = "report"  # pictures of a scan; its counts do not depend on it
 # The sections of the science configuration a stage reads. A change elsewhere leaves it alone.
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "phase": ("phase", "swi"),
@@ -56,6 +57,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "candidates": ("candidates",),
     "classify": ("network",),
     "lesions": ("lesions", "network"),
+    REPORT: ("swi",),
 }
 
 

@@ -154,6 +154,20 @@ def scan_outputs(scan: Mapping[str, Any]) -> list[str]:
     )
 
 
+# Pictures of a scan for its participant's page.
+FIGURES = ("overview", "cmb", "calcification")
+
+
+def scan_figures(folder: str, prefix: str) -> dict[str, str]:
+    """The pictures of a scan, relative to the output directory, by name (`FIGURES`)."""
+    return {name: f"{folder}/figures/{prefix}_desc-{name}.png" for name in FIGURES}
+
+
+def participant_page(folder: str) -> str:
+    """The page of the participant whose scans are in ``folder`` (or in a session below it)."""
+    return f"{folder.partition('/')[0]}.html"
+
+
 def scans_table(folder: str) -> str:
     """Name of the table with a row per scan of one participant (and session)."""
     return f"{folder}/{folder.replace('/', '_')}_scans.tsv"

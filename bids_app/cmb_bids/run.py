@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ import yaml
 
 from cmb_bids import __version__, naming
 from cmb_bids.columns import SCAN_COLUMNS
-from cmb_bids.errors import BadData, CannotCreate, InputMissing, UsageError
+from cmb_bids.errors import BadData, CannotCreate, CmbError, InputMissing, UsageError
 from cmb_bids.inputs import (
+    REPORT,
     STAGE_SECTIONS,
     Selection,
     derivative_paths,
@@ -41,6 +42,8 @@ from cmb_bids.volumes import read_json, write_json, write_table, write_text
 logger = logging.getLogger(__name__)
 
 SCIENCE = ("phase", "swi", "brain", "candidates", "network", "lesions", "quality", "group")
+# Rules that --reports-only runs again: what is made from images and lesions that are there.
+REPORT_RULES = ("scans_table", "report", "page")
 # Environment of a container under an arbitrary user id: caches that libraries insist on.
 CACHES = {
     "XDG_CACHE_HOME": "cache",
@@ -329,6 +332,45 @@ def write_scans_table(output_dir: Path, folder: str) -> None:
     write_if_changed(output_dir / "scans.json", SCAN_COLUMNS)
 
 
+def write_page(output_dir: Path, participant: str) -> None:
+    """Write the page of a participant (with ``sub-``) from its complete scans; none without any."""
+    from cmb_bids.report.participant_page import gather_scans, render_participant
+
+    page = output_dir / naming.participant_page(participant)
+    scans = gather_scans(output_dir, participant)
+    if not scans:
+        page.unlink(missing_ok=True)
+        return
+    methods = output_dir / "logs" / "CITATION.md"
+    text = methods.read_text(encoding="utf-8") if methods.is_file() else ""
+    write_text(page, render_participant(participant, scans, text))
+
+
+def write_stale_pages(output_dir: Path, participants: Iterable[str], broken: set[str]) -> None:
+    """Write the pages that no job has written.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    participants : iterable of str
+        With ``sub-``. A page that is missing or older than a scan it shows is written.
+    broken : set of str
+        Participants with a scan that failed: no job writes their page, and what it shows may be
+        gone.
+    """
+    for participant in participants:
+        page = output_dir / naming.participant_page(participant)
+        rows = list((output_dir / "logs" / "scans" / participant).rglob("scan_row.json"))
+        newest = max((row.stat().st_mtime_ns for row in rows), default=0)
+        stale = not page.is_file() or page.stat().st_mtime_ns < newest or participant in broken
+        if stale and (rows or page.is_file()):
+            try:
+                write_page(output_dir, participant)
+            except CmbError as error:
+                logger.warning("%s has no page: %s", participant, error)
+
+
 def run_group(
     bids_dir: Path,
     output_dir: Path,
@@ -492,9 +534,10 @@ def snakemake_command(
     *,
     dry_run: bool,
     stop_early: bool,
+    reports_only: bool = False,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """The command line of Snakemake for the participant level."""  # fmt: skip
+    """The command line of Snakemake for the participant level, or its tables and pages alone."""
     command = [
         *(sys.executable, "-m", "snakemake", "participant"),
         *("--snakefile", str(project_root() / "Snakefile")),
@@ -513,6 +556,8 @@ def snakemake_command(
         command.append("--keep-going")
     if dry_run:
         command.append("--dry-run")
+    if reports_only:
+        command += ["--allowed-rules", "participant", *REPORT_RULES, "--forcerun", *REPORT_RULES]
     return [*command, *extra, "--config", f"manifest={manifest}"]
 
 
@@ -590,13 +635,23 @@ def is_complete(scan: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     if not all(path.is_file() for path in outputs):
         return False
     state = scan_state(output_dir, scan)
-    sources = [state / f"{scan['kind']}_{stage}.json" for stage in STAGE_SECTIONS]
+    stages = [stage for stage in STAGE_SECTIONS if stage != REPORT]
+    sources = [state / f"{scan['kind']}_{stage}.json" for stage in stages]
     newest = max(path.stat().st_mtime_ns for path in sources)
     return (state / "scan_row.json").stat().st_mtime_ns >= newest
 
 
+def has_pictures(scan: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether the pictures for the participant's page are there."""
+    figures = naming.scan_figures(scan["folder"], scan["prefix"]).values()
+    return all((Path(manifest["output_dir"]) / name).is_file() for name in figures)
+
+
 def finish(manifest: Mapping[str, Any]) -> list[Failure]:
-    """Put the tables right after a run, whole or broken off; say which scans are not complete."""
+    """Put tables and pages right after a run, whole or broken off; say what is not complete.
+
+    A scan without its pictures keeps its counts.
+    """
     output_dir = Path(manifest["output_dir"])
     failures = []
     broken = set()
@@ -605,8 +660,14 @@ def finish(manifest: Mapping[str, Any]) -> list[Failure]:
             (scan_state(output_dir, scan) / "scan_row.json").unlink(missing_ok=True)
             failures.append(_failure(scan, manifest))
             broken.add(scan["folder"])
+        elif not has_pictures(scan, manifest):
+            failure = _failure(scan, manifest)
+            message = f"counted, but without pictures on its page: {failure.message}"
+            failures.append(replace(failure, message=message))
     for folder in sorted(broken):
         write_scans_table(output_dir, folder)
+    people = sorted({scan["folder"].partition("/")[0] for scan in manifest["scans"]})
+    write_stale_pages(output_dir, people, {folder.partition("/")[0] for folder in broken})
     write_participants(Path(manifest["bids_dir"]), output_dir)
     return failures
 
@@ -633,6 +694,30 @@ def _has_ended(log: Path, scan: Mapping[str, Any], manifest: Mapping[str, Any]) 
     stage = log.stem.rpartition("_")[2]
     record = scan_state(manifest["output_dir"], scan) / f"provenance_{stage}.json"
     return record.is_file() and record.stat().st_mtime_ns >= log.stat().st_mtime_ns
+
+
+def select_complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with complete scans only, also on disk.
+
+    Raises
+    ------
+    InputMissing
+        There is none.
+    """
+    complete = [scan for scan in manifest["scans"] if is_complete(scan, manifest)]
+    if not complete:
+        shutil.rmtree(manifest["log_dir"], ignore_errors=True)
+        raise InputMissing(
+            manifest["output_dir"],
+            "holds no complete scan to report on",
+            "Run the participant level without --reports-only first",
+        )
+    for scan in manifest["scans"]:
+        if scan not in complete:
+            logger.warning("%s is not complete: no page of it is made", scan["id"])
+    selected = {**manifest, "scans": complete}
+    write_json(Path(manifest["log_dir"]) / "manifest.json", selected)
+    return selected
 
 
 def clean_up(run_dir: Path, work_dir: Path) -> None:

@@ -120,8 +120,10 @@ def test_headings_and_contents_follow_the_sections():
     links = [attributes["href"] for tag, attributes in outline.tags if tag == "a"]
     assert links == ["#content", "#one-two", "#last"]
     assert outline.inside("h3") == ["Below"]
-    with pytest.raises(ValueError, match="same title"):
+    with pytest.raises(ValueError, match="same anchor"):
         render_page("t", [Section("a"), Section("A")])
+    page = render_page("t", [Section("a"), Section("a", anchor="Other 2")])
+    assert 'id="other-2"' in page
 
 
 def test_numbers_stand_right_and_sort_by_value():

@@ -135,10 +135,14 @@ def test_every_kind_of_input_gives_a_valid_dataset(mixed, processed):
     participants = read_table(processed / "participants.tsv")
     assert list(participants["participant_id"]) == ["sub-01", "sub-02", "sub-03", "sub-04"]
     assert len(read_table(processed / "sub-02/ses-B/sub-02_ses-B_scans.tsv")) == 1
+    assert (processed / "sub-02/ses-B/figures/sub-02_ses-B_desc-overview.png").is_file()
+    page = (processed / "sub-02.html").read_text()
+    assert "2 scans" in page
+    assert "sub-02/ses-A/figures/sub-02_ses-A_desc-overview.png" in page
 
 
 def test_every_stage_leaves_its_cost_and_no_large_intermediate_stays(processed):
-    for stage in ("phase", "brain", "candidates", "classify", "lesions"):
+    for stage in ("phase", "brain", "candidates", "classify", "lesions", "report"):
         record = read_json(processed / f"logs/scans/sub-01/sub-01/provenance_{stage}.json")
         assert record["wall_time_s"] > 0
         assert record["peak_memory_mb"] > 0
@@ -288,17 +292,39 @@ def test_a_given_mask_is_handed_to_the_brain_stage(tmp_path):
     assert "unwrapping: romeo" in config
 
 
-def test_reports_only_makes_the_tables_anew(tmp_path):
+def test_reports_only_makes_tables_and_pages_anew_and_nothing_else(tmp_path):
+    root = make_dataset(tmp_path / "bids", "01", "02")
+    output = tmp_path / "out"
+    broken = "sub-02_T2starw:Lesions"
+    assert cmb_bids(root, output, "participant", STUB_FAIL=broken)[0] == 1
+    table, page = output / "sub-01/sub-01_scans.tsv", output / "sub-01.html"
+    before = {path: path.read_text() for path in (table, page)}
+    assert not (output / "sub-02.html").exists()
+    picture = output / "sub-01/figures/sub-01_desc-overview.png"
+    for path in (table, page, picture):
+        path.unlink()
+    images = {name: at for name, at in files(output).items() if name.suffix == ".gz"}
+    code, said = cmb_bids(root, output, "participant", "--reports-only")
+    assert code == 0, said
+    assert "sub-02_T2starw is not complete" in said
+    assert "1 of 1 scans complete" in said
+    assert {path: path.read_text() for path in (table, page)} == before
+    assert picture.is_file()
+    assert {name: at for name, at in files(output).items() if name.suffix == ".gz"} == images
+
+
+def test_a_scan_without_pictures_keeps_its_counts_and_is_named(tmp_path):
     root = make_dataset(tmp_path / "bids", "01")
     output = tmp_path / "out"
-    assert cmb_bids(root, output, "participant")[0] == 0
-    table = output / "sub-01/sub-01_scans.tsv"
-    before = table.read_text()
-    table.unlink()
-    code, said = cmb_bids(root, output, "participant", "--reports-only")
-    assert code == 0
-    assert "no HTML pages" in said
-    assert table.read_text() == before
+    code, said = cmb_bids(root, output, "participant", STUB_FAIL="sub-01_T2starw:ScanFigures")
+    assert code == 1
+    assert "counted, but without pictures on its page" in said
+    assert "a fault nobody foresaw" in said
+    assert len(read_table(output / "sub-01/sub-01_scans.tsv")) == 1
+    assert "The picture was not made" in (output / "sub-01.html").read_text()
+    code, said = cmb_bids(root, output, "participant")
+    assert code == 0, said
+    assert "The picture was not made" not in (output / "sub-01.html").read_text()
 
 
 def test_a_dry_run_writes_no_result(tmp_path):

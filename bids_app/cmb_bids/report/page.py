@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from cmb_bids import __version__
 
@@ -106,12 +106,21 @@ class Table:
         return [_all_numbers(cell.value for cell in column) for column in columns]
 
 
+class Tile(NamedTuple):
+    """A part of an image, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
 @dataclass(frozen=True)
 class Figure:
     """An image, given as one of ``svg`` (markup), ``png`` (bytes) or ``source`` (relative path).
 
     ``alt`` says in words what the image shows, for those who cannot see it. ``width_px`` is the
-    most it takes; None lets it fill the column.
+    most it takes; None lets it fill the column. ``tile`` shows a part of a larger image only.
     """
 
     caption: str
@@ -120,6 +129,7 @@ class Figure:
     png: bytes | None = None
     source: str | None = None
     width_px: int | None = None
+    tile: Tile | None = None
     kind: ClassVar[str] = "figure"
 
     def __post_init__(self) -> None:
@@ -177,17 +187,20 @@ Block = Text | Bullets | Facts | Table | Figure | Gallery | Details | Widget
 class Section:
     """A heading, its blocks, and sections below it (one level).
 
-    Sections are anchors: the identifier is made of the title.
+    Sections are anchors: the identifier is made of ``anchor``, or of the title where none is
+    given. Sections with the same title need different anchors.
     """
 
     title: str
     blocks: Sequence[Block] = ()
     sections: Sequence[Section] = field(default_factory=tuple)
+    anchor: str = ""
 
     @property
     def identifier(self) -> str:
         """Name of the anchor."""
-        words = "".join(c if c.isalnum() else " " for c in self.title.lower()).split()
+        text = (self.anchor or self.title).lower()
+        words = "".join(c if c.isalnum() else " " for c in text).split()
         return "-".join(words) or "section"
 
 
@@ -301,14 +314,14 @@ def render_page(
     Raises
     ------
     ValueError
-        Two sections have the same title.
+        Two sections have the same anchor.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     names = [section.identifier for section in _flat(sections)]
     if len(set(names)) < len(names):
-        raise ValueError(f"two sections of one page have the same title: {names}")
+        raise ValueError(f"two sections of one page have the same anchor: {names}")
     scripts = [read_asset("page.js")]
     for section in _flat(sections):
         scripts += [widget.script for widget in _widgets(section.blocks)]

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from cmb_bids.report.tiles import MOST_TILES, count_rows_and_columns, place_tile
 from cmb_bids.volumes import voxel_sizes, world_to_voxel
 
 # Overview.
@@ -30,8 +31,6 @@ OVERSAMPLING = 2  # lines are drawn larger and shrunk, which smooths them
 CLOSE_UP_MM = 24.0
 CLOSE_UP_PIXELS = 96
 GAP_PIXELS = 2
-TILES_IN_A_ROW = 8
-MOST_TILES = 200
 SCALE_BAR_MM = 5.0
 PHASE_WINDOW = (-1.5, 1.5)  # radians
 
@@ -235,12 +234,6 @@ def tile_size(pictures: int) -> tuple[int, int]:
     return 3 * side - GAP_PIXELS, pictures * side - GAP_PIXELS
 
 
-def tile_place(number: int, pictures: int) -> tuple[int, int]:
-    """Left and top in pixels of the close-up ``number`` on the sheet of `draw_close_ups`."""
-    width, height = tile_size(pictures)
-    return number % TILES_IN_A_ROW * width, number // TILES_IN_A_ROW * height
-
-
 def draw_close_ups(pictures: Sequence[Picture], affine: np.ndarray, positions: np.ndarray) -> bytes:
     """Each lesion in three planes (columns) of every image (rows), on one sheet.
 
@@ -256,18 +249,18 @@ def draw_close_ups(pictures: Sequence[Picture], affine: np.ndarray, positions: n
     Returns
     -------
     bytes
-        PNG; close-up k is at `tile_place`. A single empty tile where there is no lesion.
+        PNG; where each close-up is: `cmb_bids.report.tiles.tiles_of`. A single empty tile where
+        there is no lesion.
     """
     from PIL import Image
 
     positions = np.reshape(positions, (-1, 3))[:MOST_TILES]
     width, height = tile_size(len(pictures))
-    columns = max(1, min(TILES_IN_A_ROW, len(positions)))
-    rows = max(1, -(-len(positions) // TILES_IN_A_ROW))
+    rows, columns = count_rows_and_columns(len(positions))
     sheet = Image.new("RGB", (columns * width, rows * height), PAPER)
     for number, position in enumerate(positions):
         tile = _draw_tile(pictures, affine, position)
-        sheet.paste(tile, tile_place(number, len(pictures)))
+        sheet.paste(tile, place_tile(number, width, height)[:2])
     return pack(sheet)
 
 

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-STAGES = ("phase", "brain", "candidates", "classify", "lesions")
+STAGES = ("phase", "brain", "candidates", "classify", "lesions", "report")
 
 
 class StubFinder:

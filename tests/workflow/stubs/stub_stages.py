@@ -1,6 +1,7 @@
 """Stages with the file contracts of the real ones and next to nothing in them."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from nipype.interfaces.base import (
 from cmb_bids.errors import BadData
 from cmb_bids.volumes import read_json, read_volume, write_json, write_table, write_volume
 
+# As much of a PNG as says how large it is.
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes([0, 0, 0, 13]) + b"IHDR" + bytes([0, 0, 0, 9, 0, 0, 0, 9])
 COLUMNS = ["index", "name", "x", "y", "z", "probability"]
 
 
@@ -142,3 +145,18 @@ class Lesions(_Stage):
             qc_status="pass",
             qc_reason="n/a",
         )
+
+
+class ScanFigures(_Stage):
+    input_spec, output_spec = _specs(
+        {
+            **dict.fromkeys(("scan", "minip", "mask"), True),
+            **dict.fromkeys(("microbleeds_table", "calcifications_table"), True),
+            **dict.fromkeys(("swi", "highpass"), False),
+        },
+        ["overview", "microbleeds", "calcifications"],
+    )
+
+    def work(self, scan):
+        for name in ("overview", "microbleeds", "calcifications"):
+            Path(getattr(self.inputs, f"out_{name}")).write_bytes(PICTURE)
