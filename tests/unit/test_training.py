@@ -2,16 +2,16 @@
 
 import argparse
 import dataclasses
-import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from toys import STORED, toy_case, toy_patches
 
 from cmb_bids.errors import UsageError
 from cmb_bids.patches import PatchGeometry
-from cmb_bids.resnet import Calibration, MicrobleedNet, ModelDescription, calibrate, load_model
+from cmb_bids.resnet import Calibration, MicrobleedNet, ModelDescription, calibrate
 from cmb_bids.training import cli, shards
 from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, augment, fit, sample_batch
 from cmb_bids.training.labels import label_candidates, ranked_hits
@@ -23,9 +23,9 @@ from cmb_bids.training.scoring import (
     fit_calibration,
     froc,
 )
-from cmb_bids.training.shards import CandidateSet, Case, load_case, save_case, split_of
+from cmb_bids.training.shards import load_case, save_case, split_of
 
-SMALL = PatchGeometry().with_margin(MARGIN_VOXELS).shape
+SMALL = STORED
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +67,15 @@ def test_better_candidates_take_their_lesion_first():
     np.testing.assert_array_equal(hits, [False, True, False])
 
 
-def scored(probabilities, labels, protocol="ukb"):
+def scored(probabilities, labels, protocol="ukb", index=0):
     """A case whose candidates lie 20 mm apart, a lesion under each that is labelled one."""
     labels = np.asarray(labels)
     points = np.arange(len(labels))[:, None] * np.array([[20.0, 0, 0]])
     p = np.asarray(probabilities, dtype=float)
     table = np.stack([p, (1 - p) / 2, (1 - p) / 2], axis=1)
-    return ScoredCase(protocol, points, labels, table, points[labels == 0], points[labels == 1])
+    lesions = pd.DataFrame(points[labels == 0], columns=["x", "y", "z"])
+    lesions["diameter_mm"] = 1.0 + np.arange(len(lesions))
+    return ScoredCase(index, protocol, "tbi", points, labels, table, lesions)
 
 
 def test_metrics_count_missed_lesions_and_false_calls():
@@ -137,21 +139,6 @@ def test_augmentation_keeps_the_lesion_central_and_the_sign_of_the_phase():
     assert patches[:, 1].sum() > 0
 
 
-def toy_patches(n, channels, rng):
-    """Dark balls whose phase is positive (0), negative (1); dark lines (2)."""
-    labels = np.arange(n) % 3
-    patches = rng.normal(0, 0.05, (n, channels, *SMALL)).astype(np.float32)
-    patches[:, 0] += 1
-    x, y, z = (np.arange(s) - (s - 1) / 2 for s in SMALL)
-    ball = (x[:, None, None] ** 2 + y[:, None] ** 2 + (z * 2.7) ** 2) < 16
-    line = np.broadcast_to((x[:, None, None] ** 2 + y[:, None] ** 2) < 6, SMALL)
-    for patch, label in zip(patches, labels, strict=True):
-        patch[0][line if label == 2 else ball] = 0.2
-        if channels == 2:
-            patch[1][line if label == 2 else ball] = -0.8 if label == 1 else 0.8
-    return patches.astype(np.float16), labels.astype(np.int8)
-
-
 def small_network(channels=2, seed=0):
     torch.manual_seed(seed)
     names = ("contrast", "highpass")[:channels]
@@ -196,20 +183,6 @@ def test_one_class_cannot_be_trained():
         fit(small_network(), np.zeros((4, 2, *SMALL), np.float16), np.full(4, 2), FitConfig())
 
 
-def toy_case(index):
-    rng = np.random.default_rng(index)
-    points = np.arange(9)[:, None] * np.array([[20.0, 0, 0]])
-    sets = {}
-    for kind, channels in (("complex", 2), ("magnitude", 1)):
-        patches, labels = toy_patches(9, channels, rng)
-        sets[kind] = CandidateSet(patches, points, labels, rng.random(9).astype(np.float32))
-    truth = [
-        {"name": name, "x": 20.0 * i, "y": 0.0, "z": 0.0, "diameter_mm": 4.0}
-        for i, name in enumerate(["microbleed", "calcification", "vein"] * 3)
-    ]
-    return Case(index, {"protocol": "ukb"}, truth, sets)
-
-
 def test_cases_survive_the_disk(tmp_path):
     case = toy_case(1)
     case.candidates["complex"].baselines["frst_swi"] = np.arange(9, dtype=np.float32)
@@ -239,32 +212,14 @@ def arguments(*words):
     return parser.parse_args(list(words))
 
 
-def test_train_writes_weights_metrics_and_card(tmp_path, monkeypatch):
-    # The baseline simulates the test cases again, at full size.
-    monkeypatch.setattr(cli, "add_baseline", lambda *_: None)
-    folder = tmp_path / "shards"
-    for index in range(20):
-        save_case(toy_case(index), folder / f"case-{index:05d}.npz")
-    output = tmp_path / "models"
-    words = ["--output", str(output), "--shards", str(folder), "--cases", "20", "--epochs", "4"]
-    assert cli.run(arguments(*words, "--models", "two-channel")) == 0
-    metrics = json.loads((output / "microbleed-two-channel.json").read_text())
-    assert metrics["simulated"] is True
-    assert metrics["test"]["definite"]["microbleeds"] == 12
-    assert metrics["data"]["split"] == {"train": 14, "validation": 2, "test": 4}
-    card = (output / "microbleed-two-channel.md").read_text()
-    for said in ("simulated", "Command", "commit", str(tmp_path.name)):
-        assert (said in card) is (said != tmp_path.name)
-    model = load_model(output / "microbleed-two-channel.safetensors")
-    assert model.description.calibration.definite == metrics["calibration"]["definite"]
-
-
 def test_too_few_cases_and_absent_devices_are_refused(tmp_path):
     with pytest.raises(UsageError):
         cli.run(arguments("--output", str(tmp_path), "--cases", "3"))
-    if not torch.cuda.is_available():
-        with pytest.raises(UsageError):
-            cli.run(arguments("--output", str(tmp_path), "--device", "cuda"))
+    with pytest.raises(UsageError, match="belong together"):
+        cli.run(arguments("--output", str(tmp_path), "--labels", str(tmp_path)))
+    for device in ["warp", *([] if torch.cuda.is_available() else ["cuda"])]:
+        with pytest.raises(UsageError, match="--device"):
+            cli.run(arguments("--output", str(tmp_path), "--device", device))
 
 
 @pytest.fixture

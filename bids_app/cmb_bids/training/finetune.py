@@ -159,11 +159,11 @@ def label_against(points: np.ndarray, truth: pd.DataFrame) -> tuple[np.ndarray, 
 def _image(derivatives: Path, scan: str, description: str) -> Path:
     """The image of this description of a scan."""
     folder = derivatives / scan.split("_")[0]
-    for path in sorted(folder.glob(f"**/anat/*{description}_*.nii.gz")):
+    for path in sorted(folder.glob(f"**/anat/*{description}*.nii.gz")):
         if scan_of(path.name) == scan:
             return path
     raise InputMissing(
-        folder, f"has no image *_{description}_* of {scan}", "Only scans with phase can be used"
+        folder, f"has no image *_{description}* of {scan}", "Only scans with phase can be used"
     )
 
 

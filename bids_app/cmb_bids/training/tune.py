@@ -89,6 +89,7 @@ def tune(
         Too few participants, or too few microbleeds with a candidate.
     """
     _check(cases, participants)
+    network = copy.deepcopy(network).eval()
     before = [_logits(network, case) for case in cases]
     labels = [
         _labels(case, logits, network, calcifications_labelled)

@@ -1,0 +1,257 @@
+"""The steps of training on toy cases, the comparison's statistics, cards and pages."""
+
+import json
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from toys import toy_case
+
+from cmb_bids.errors import BadData
+from cmb_bids.resnet import load_model
+from cmb_bids.training import accuracy, card, comparison, failures, jobs, steps
+from cmb_bids.training.contenders import CONTENDERS, REFERENCE, new_network, strengths, targets
+from cmb_bids.training.scoring import ScoredCase
+from cmb_bids.training.shards import load_case, save_case
+
+NAME = "microbleed-two-channel"
+COMPARED = (NAME, REFERENCE, "swi", "residual-2018", "frst", "laplacian-of-gaussian")
+SETTINGS = {"seed": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Toy cases through all steps, with next to no training."""
+    torch.set_num_threads(1)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(steps, "FitConfig", partial(steps.FitConfig, batch_size=16))
+    out = tmp_path_factory.mktemp("models")
+    for index in range(20):
+        save_case(toy_case(index), out / "shards" / f"case-{index:05d}.npz")
+    summary = out / "cases.json"
+    steps.summarise_cases(out / "shards", 20, SETTINGS, summary)
+    for name in COMPARED:
+        weights = None
+        if CONTENDERS[name].channels:
+            weights = out / "weights" / f"{name}.safetensors"
+            budget = 16 if name in (NAME, REFERENCE) else 2
+            steps.train(name, summary, weights, steps=budget, seed=1)
+        steps.calibrate_and_score(name, summary, out / "scores" / f"{name}.npz", weights)
+    scores, metrics = out / "scores" / f"{NAME}.npz", out / f"{NAME}.json"
+    steps.finish_model(
+        NAME, summary, out / "weights" / f"{NAME}.safetensors", scores, metrics, "cmb-lab train"
+    )
+    comparison.compare(summary, COMPARED, out, out / "comparison.json")
+    failures.draw_failures(NAME, summary, scores, out / "failures.png", out / "failures.json")
+    card.write_card(metrics, out / "comparison.json", out / f"{NAME}.md")
+    accuracy.write_page(out, out / "accuracy.md")
+    monkeypatch.undo()
+    return out
+
+
+def test_a_shipped_network_is_written_with_its_calibration_and_metrics(folder):
+    metrics = json.loads((folder / f"{NAME}.json").read_text())
+    assert metrics["simulated"] is True
+    assert metrics["data"]["split"] == {"train": 14, "validation": 2, "test": 4}
+    assert metrics["test"]["definite"]["microbleeds"] == 12
+    assert sum(row["microbleeds"] for row in metrics["test"]["by_core_diameter"]) == 12
+    calibration = load_model(folder / f"{NAME}.safetensors").description.calibration
+    assert calibration.definite == metrics["calibration"]["definite"]
+    assert calibration.possible < calibration.definite
+    assert not list(folder.glob("weights/.*.checkpoint"))
+
+
+def test_the_comparison_ranks_what_sees_the_sign_of_the_phase_first(folder):
+    content = json.loads((folder / "comparison.json").read_text())
+    entries = {entry["name"]: entry for entry in content["contenders"]}
+    assert set(entries) == set(COMPARED)
+    with_phase, without = entries[REFERENCE]["metrics"], entries["swi"]["metrics"]
+    assert with_phase["f1"]["value"] > without["f1"]["value"]
+    assert entries["swi"]["against_reference"]["f1"]["difference"] < 0
+    assert entries["frst"]["ranked_by"].startswith("frst_")
+    assert entries["frst"]["metrics"]["f1"]["value"] == 1
+    assert entries["residual-2018"]["training"]["parameters"] < 50_000
+    assert set(entries["swi"]["by"]) == {"group", "protocol", "core diameter", "region"}
+    assert entries["swi"]["by"]["region"]["deep"]["microbleeds"] == 8
+    table = pd.read_csv(folder / "comparison_table.tsv", sep="\t")
+    assert set(table["contender"]) == set(COMPARED)
+
+
+def test_card_and_page_say_simulated_and_do_not_compare_with_patients(folder):
+    said = (folder / f"{NAME}.md").read_text()
+    for words in ("simulated", "SWI alone", "FRST alone", "cmb-lab train", "never set them"):
+        assert words in said
+    page = (folder / "accuracy.md").read_text()
+    for words in ("not comparable", "0.709", "What still fails", "failures.png", "simulated"):
+        assert words in page
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    for one, next_one in pairwise(rows):
+        if next_one.startswith("| ---"):
+            assert one.count("|") == next_one.count("|")
+
+
+def test_failures_are_listed_and_drawn_small(folder):
+    listed = json.loads((folder / "failures.json").read_text())
+    counts, metrics = listed["counts"], json.loads((folder / f"{NAME}.json").read_text())
+    test = metrics["test"]["definite"]
+    assert counts["missed"] == round((1 - test["sensitivity"]) * test["microbleeds"])
+    assert counts["false_alarms"] == round(test["false_positives_per_case"] * test["cases"])
+    assert (folder / "failures.png").stat().st_size < failures.LARGEST_PICTURE_BYTES
+    with Image.open(folder / "failures.png") as picture:
+        assert picture.width >= 420
+
+
+def test_accuracy_command_writes_page_and_picture(folder, tmp_path, capsys):
+    assert accuracy.main([str(folder), str(tmp_path / "docs")]) == 0
+    assert "images/failures.png" in (tmp_path / "docs" / "accuracy.md").read_text()
+    assert (tmp_path / "docs" / "images" / "failures.png").is_file()
+    assert accuracy.main([str(tmp_path), str(tmp_path)]) == 66
+    assert "comparison.json" in capsys.readouterr().err
+
+
+def case_of(lesions, points, probabilities, labels=None, index=0):
+    """A case with lesions and candidates along a line, in mm."""
+    points = np.array([[float(x), 0, 0] for x in points]).reshape(-1, 3)
+    p = np.asarray(probabilities, dtype=float)
+    table = pd.DataFrame({"x": np.asarray(lesions, float), "y": 0.0, "z": 0.0, "diameter_mm": 3.0})
+    labels = np.full(len(points), 2) if labels is None else np.asarray(labels)
+    probability = np.stack([p, (1 - p) / 2, (1 - p) / 2], axis=1)
+    return ScoredCase(index, "ukb", "tbi", points, labels, probability, table)
+
+
+def test_counts_of_a_case():
+    case = case_of([0, 50], [1, 2, 90], [0.9, 0.8, 0.7], [0, 2, 1])
+    counts = dict(zip(comparison.COUNTS, comparison.counts_of(case, 0.5), strict=True))
+    assert counts["lesions"] == 2
+    assert counts["hits"] == 1
+    assert counts["calls"] == 3
+    assert counts["calcifications_called"] == counts["calcifications"] == 1
+    assert counts["free_cases"] == 0
+    free = comparison.counts_of(case_of([], [5], [0.9]), 0.5)
+    assert free[comparison.COUNTS.index("free_calls")] == 1
+
+
+def test_paired_test_sees_a_constant_difference_and_no_other():
+    better = np.tile([1.0, 4, 4, 4, 0, 0, 1, 0], (20, 1))
+    worse = np.tile([1.0, 4, 2, 4, 0, 0, 1, 1], (20, 1))
+    seen = comparison.paired(worse, better)
+    assert seen["sensitivity"]["difference"] == -0.5
+    assert seen["sensitivity"]["p"] < 0.001
+    assert seen["calcifications_called_microbleed"]["low"] == 1
+    same = comparison.paired(better, better)
+    assert same["f1"]["difference"] == 0
+    assert same["f1"]["p"] == 1
+    assert same["false_positives_per_lesion_free_case"]["p"] is None
+
+
+def test_p_of_the_paired_test_is_even_where_nothing_differs():
+    rng = np.random.default_rng(0)
+    small = 0
+    for trial in range(60):
+        one, other = (np.zeros((30, len(comparison.COUNTS))) for _ in range(2))
+        for counts in (one, other):
+            counts[:, 0], counts[:, 1] = 1, 5
+            counts[:, 2] = counts[:, 3] = rng.binomial(5, 0.7, 30)
+        small += comparison.paired(one, other, seed=trial)["sensitivity"]["p"] <= 0.1
+    assert 1 <= small <= 14  # of 60, a tenth are expected
+
+
+def test_intervals_cover_the_value_and_need_cases():
+    counts = np.tile([1.0, 3, 2, 3, 0, 0, 0, 0], (10, 1))
+    counts[::2, 2] = 3
+    row = comparison.with_intervals(counts)["sensitivity"]
+    assert row["low"] < row["value"] < row["high"]
+    empty = comparison.with_intervals(np.zeros((0, len(comparison.COUNTS))))
+    assert empty["sensitivity"]["value"] is None
+
+
+def test_only_cases_with_a_magnitude_run_are_learnt_from_in_the_comparison(tmp_path):
+    paths = []
+    for index in (3, 4, 5):  # all for training
+        case = toy_case(index)
+        if index == 4:
+            del case.candidates["magnitude"]
+        case.recipe["swi_as_magnitude"] = index == 5
+        paths.append(tmp_path / f"case-{index:05d}.npz")
+        save_case(case, paths[-1])
+    chosen = steps.training_cases(paths, CONTENDERS["magnitude"])
+    assert chosen == steps.training_cases(paths, CONTENDERS["phase"]) == paths[:1]
+    shipped = CONTENDERS["microbleed-one-channel"]
+    assert steps.training_cases(paths, shipped) == paths
+    patches, _ = steps.load_training(paths, shipped)
+    assert patches.shape[:2] == (27, 1)
+    stand_in = load_case(paths[1]).candidates["complex"].patches[:, :1]
+    np.testing.assert_array_equal(patches[9:18], stand_in)
+    with pytest.raises(BadData, match="magnitude-only"):
+        steps.training_cases(paths[1:], CONTENDERS["swi"])
+    phase, _ = steps.load_training(paths[:1], CONTENDERS["phase"])
+    np.testing.assert_array_equal(phase, load_case(paths[0]).candidates["complex"].patches[:, 1:])
+
+
+def test_too_many_missing_cases_are_refused(tmp_path):
+    save_case(toy_case(0), tmp_path / "case-00000.npz")
+    with pytest.raises(BadData, match="could not be made"):
+        steps.summarise_cases(tmp_path, 20, SETTINGS, tmp_path / "cases.json")
+
+
+def test_a_block_keeps_what_is_there_and_names_what_failed(tmp_path, monkeypatch):
+    cases = pytest.importorskip("cmb_bids.training.cases")
+
+    def make(index, seed):
+        if index == 2:
+            raise ValueError("bad luck")
+        return toy_case(index)
+
+    monkeypatch.setattr(cases, "make_case", make)
+    save_case(toy_case(1), tmp_path / "case-00001.npz")
+    before = (tmp_path / "case-00001.npz").stat().st_mtime_ns
+    steps.make_block(tmp_path, 0, 3, SETTINGS, tmp_path / "block.json")
+    assert json.loads((tmp_path / "block.json").read_text()) == {"cases": 3, "failed": [2]}
+    assert (tmp_path / "case-00001.npz").stat().st_mtime_ns == before
+    assert load_case(tmp_path / "case-00003.npz").recipe["data_key"] != "toy"
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path):
+    labels, checkpoint = np.array([0, 1, 2]), tmp_path / ".x.checkpoint"
+    config = steps.FitConfig(steps=3)
+    steps.resumable(checkpoint, config, labels)
+    checkpoint.write_bytes(b"weights")
+    assert steps.resumable(checkpoint, config, labels).is_file()
+    assert not steps.resumable(checkpoint, config, labels[:2]).is_file()
+
+
+def test_the_network_of_2018_is_of_its_size_and_knows_two_classes():
+    contender = CONTENDERS["residual-2018"]
+    network = new_network(contender, 0).eval()
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(47_000, rel=0.02)
+    logits = network(torch.randn(2, 1, 32, 32, 12))
+    assert (logits[:, 1] < logits[:, 0] - 5).all()
+    np.testing.assert_array_equal(targets(contender, np.array([0, 1, 2, -1])), [0, 2, 2, -1])
+
+
+def test_strengths_are_logarithms_and_may_be_absent():
+    found = toy_case(0).candidates["complex"]
+    np.testing.assert_allclose(
+        strengths(found, "frst_swi"), np.log(found.baselines["frst_swi"] + 1e-6)
+    )
+    assert strengths(found, "another") is None
+    found.baselines.clear()
+    judged = [steps.Judged(toy_case(0), found, np.zeros((9, 3)))]
+    with pytest.raises(BadData, match="FRST alone"):
+        steps.best_strength(CONTENDERS["frst"], judged)
+
+
+def test_a_step_is_given_what_it_takes_as_what_it_says():
+    def step(first, record, threads=1): ...
+
+    # As `from __future__ import annotations` leaves them.
+    step.__annotations__ = {"first": "int", "record": "Path", "threads": "int"}
+    given = {"first": "7", "record": "a/b", "step": "x:y", "unknown": 1}
+    taken = jobs.arguments_for(step, given)
+    assert taken["first"] == 7
+    assert taken["record"].name == "b"
+    assert set(taken) == {"first", "record"}
