@@ -307,9 +307,8 @@ def test_froc_rises_and_says_when_it_ends():
 
 def test_froc_matches_again_at_every_threshold():
     """The likelier detection has the lesion, although the other is nearer."""
-    lesions = points((0, 0, 0), ignored=[False])
-    found = points((0, 0, 0), (4, 0, 0), probability=[0.2, 0.9])
-    steps = froc.scan_steps(lesions, found)
+    lesions, found = np.zeros((1, 3)), np.array([[0.0, 0, 0], [4, 0, 0]])
+    steps = froc.scan_steps(lesions, np.zeros(2, bool), found, np.array([0.2, 0.9]))
     assert steps.levels.tolist() == [0.9, 0.2]
     assert steps.hits.tolist() == [1, 1]
     assert steps.false.tolist() == [0, 1]
@@ -319,9 +318,9 @@ def test_froc_matches_again_at_every_threshold():
 @settings(max_examples=40, deadline=None)
 def test_steps_are_what_matching_at_that_threshold_gives(truth, found, seed):
     rng = np.random.default_rng(seed)
-    lesions = points(*truth, ignored=rng.random(len(truth)) < 0.3)
-    detections = points(*found, probability=rng.integers(0, 4, len(found)) / 4)
-    steps = froc.scan_steps(lesions, detections)
+    lesions = points(*truth, ignored=rng.random(len(truth)) < 0.3, scan="a")
+    detections = points(*found, probability=rng.integers(0, 4, len(found)) / 4, scan="a")
+    steps = froc.all_steps(pd.DataFrame({"scan": ["a"]}), lesions, detections)[0]
     for level, hits, false in zip(*steps, strict=True):
         _, kept = matching.match(lesions, detections[detections["probability"] >= level])
         assert hits == (kept["outcome"] == "hit").sum()

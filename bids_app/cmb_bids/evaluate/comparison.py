@@ -69,7 +69,8 @@ def compare_cohorts(
             f"shares no labelled scan with {reference.name}",
             "Give results of the same scans",
         )
-    first = score_cohort(restrict(reference, set(shared.values())), distance_mm)
+    own_names = {name: name for name in shared.values()}
+    first = score_cohort(_renamed(restrict(reference, set(own_names)), own_names), distance_mm)
     second = score_cohort(_renamed(restrict(other, set(shared)), shared), distance_mm)
     weights = resampling_weights(len(first.sums["scans"]), samples, seed)
     table = compare(first.sums, second.sums, weights, samples, seed)

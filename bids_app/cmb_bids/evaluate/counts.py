@@ -15,12 +15,12 @@ from cmb_bids.evaluate.matching import (
     IGNORED,
     MATCHING_DISTANCE_MM,
     MISSED,
-    by_scan,
     counted_detections,
     definite_detections,
     ignored_lesions,
     match_scans,
     positions,
+    rows_of_scans,
 )
 from cmb_bids.evaluate.points import CALCIFICATION, MICROBLEED, OTHER
 
@@ -58,24 +58,44 @@ def match_cohort(cohort: Cohort, distance_mm: float = MATCHING_DISTANCE_MM) -> M
     distance_mm : float
     """
     scans, found = cohort.scans, cohort.microbleeds
+    truth, detections, called = match_detections(
+        cohort, found[definite_detections(found)], distance_mm
+    )
     lesions = _of_kind(cohort.truth, MICROBLEED)
-    truth, detections = match_scans(scans, lesions, found[definite_detections(found)], distance_mm)
     listed = match_scans(scans, lesions, found[counted_detections(found)], distance_mm)[1]
     near, candidates = match_scans(scans, lesions, cohort.candidates, distance_mm)
     truth["has_candidate"] = (near["outcome"] == HIT).to_numpy()
     calcified = _of_kind(cohort.truth, CALCIFICATION)
-    free = detections[detections["outcome"] == FALSE].drop(columns="outcome")
-    called = match_scans(scans, calcified, free, distance_mm)[0]
     for column, points in (
         ("recognised", cohort.calcifications),
         ("has_candidate", cohort.candidates),
     ):
         outcome = match_scans(scans, calcified, points, distance_mm)[0]["outcome"]
         called[column] = (outcome == HIT).to_numpy()
-    called["called"] = (called["outcome"] == HIT).to_numpy()
     truth = _explain_misses(truth, cohort, distance_mm)
     detections = _explain_false(detections, cohort, distance_mm)
     return Matched(scans, truth, detections, listed, candidates, called, distance_mm)
+
+
+def match_detections(
+    cohort: Cohort, found: pd.DataFrame, distance_mm: float = MATCHING_DISTANCE_MM
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Match detections to the labelled microbleeds, and what is left to the calcifications.
+
+    Returns
+    -------
+    lesions, detections : DataFrame
+        As `match_scans`.
+    calcifications : DataFrame
+        Labelled ones with ``called``: a detection that hit no microbleed is paired with it.
+    """
+    lesions = _of_kind(cohort.truth, MICROBLEED)
+    lesions, detections = match_scans(cohort.scans, lesions, found, distance_mm)
+    free = detections[detections["outcome"] == FALSE].drop(columns="outcome")
+    calcified = _of_kind(cohort.truth, CALCIFICATION)
+    called = match_scans(cohort.scans, calcified, free, distance_mm)[0]
+    called["called"] = (called["outcome"] == HIT).to_numpy()
+    return lesions, detections, called
 
 
 def _of_kind(truth: pd.DataFrame, kind: str) -> pd.DataFrame:
@@ -134,14 +154,13 @@ def nearest(points: pd.DataFrame, others: pd.DataFrame) -> tuple[np.ndarray, np.
     Infinite and -1 where the scan has none.
     """
     distance, row = np.full(len(points), np.inf), np.full(len(points), -1)
-    others = others.reset_index(drop=True)
-    others_of = by_scan(others)
-    for scan, mine in by_scan(points.reset_index(drop=True)).items():
-        there = others_of.get(scan)
-        if there is not None:
-            between = cdist(positions(mine), positions(there))
-            distance[mine.index] = between.min(axis=1)
-            row[mine.index] = there.index.to_numpy()[between.argmin(axis=1)]
+    here, there = positions(points), positions(others)
+    rows_there = rows_of_scans(others)
+    for scan, mine in rows_of_scans(points).items():
+        if scan in rows_there:
+            between = cdist(here[mine], there[rows_there[scan]])
+            distance[mine] = between.min(axis=1)
+            row[mine] = rows_there[scan][between.argmin(axis=1)]
     return distance, row
 
 
@@ -214,16 +233,24 @@ def candidate_sums(matched: Matched, lesions: pd.DataFrame | None = None) -> Sum
     }
 
 
-def calcification_sums(matched: Matched) -> Sums:
-    """Labelled calcifications of each scan, and what the tool called them."""
-    scans, rows = matched.scans, matched.calcifications[~matched.calcifications["ignored"]]
-    tells = scans["has_calcifications"].to_numpy(dtype=float)
-    return {
+def calcification_sums(scans: pd.DataFrame, calcifications: pd.DataFrame) -> Sums:
+    """Labelled calcifications of each scan, and what the tool called them.
+
+    Parameters
+    ----------
+    scans, calcifications : DataFrame
+        As in `Matched`; ``recognised`` may be missing.
+    """
+    rows = calcifications[~calcifications["ignored"]]
+    sums = {
         "calcifications": tally(scans, rows),
         "calcifications_called_microbleed": tally(scans, rows[rows["called"]]),
-        "calcifications_told": tells * tally(scans, rows),
-        "calcifications_recognised": tells * tally(scans, rows[rows["recognised"]]),
     }
+    if "recognised" in rows:
+        tells = scans["has_calcifications"].to_numpy(dtype=float)
+        sums["calcifications_told"] = tells * tally(scans, rows)
+        sums["calcifications_recognised"] = tells * tally(scans, rows[rows["recognised"]])
+    return sums
 
 
 def agreement_sums(truth: np.ndarray, called: np.ndarray) -> Sums:

@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.distance import cdist
 
 from cmb_bids.evaluate.counts import Sums
 from cmb_bids.evaluate.matching import (
     MATCHING_DISTANCE_MM,
-    by_scan,
+    is_ignored,
     match_points,
     positions,
+    reach_of,
+    rows_of_scans,
     within_reach,
 )
 
@@ -31,7 +32,11 @@ class Steps(NamedTuple):
 
 
 def scan_steps(
-    lesions: pd.DataFrame, detections: pd.DataFrame, distance_mm: float = MATCHING_DISTANCE_MM
+    lesions: np.ndarray,
+    excused: np.ndarray,
+    points: np.ndarray,
+    probability: np.ndarray,
+    distance_mm: float = MATCHING_DISTANCE_MM,
 ) -> Steps:
     """Match one scan at every threshold.
 
@@ -40,21 +45,17 @@ def scan_steps(
 
     Parameters
     ----------
-    lesions : DataFrame
-        ``x y z ignored``.
-    detections : DataFrame
-        ``x y z probability``; those without a probability are left out.
+    lesions : (n, 3) array
+        Centres in mm of the lesions that count.
+    excused : (m,) array of bool
+        Detections that lie on an ignored lesion.
+    points : (m, 3) array
+    probability : (m,) array
     distance_mm : float
     """
-    detections = detections[detections["probability"].notna()]
-    detections = detections.sort_values("probability", ascending=False, kind="stable")
-    probability, points = detections["probability"].to_numpy(dtype=float), positions(detections)
-    ignored = lesions["ignored"].to_numpy(dtype=bool)
-    centres = positions(lesions)[~ignored]
-    excused = within_reach(lesions[ignored], points, distance_mm)
-    near = np.zeros(len(points), dtype=bool)
-    if len(centres) and len(points):
-        near = (cdist(centres, points) <= distance_mm).any(axis=0)
+    order = np.argsort(-probability, kind="stable")
+    points, probability, excused = points[order], probability[order], excused[order]
+    near = within_reach(lesions, np.full(len(lesions), distance_mm), points)
     ends = np.flatnonzero(np.diff(probability, append=-np.inf)) + 1  # ties enter together
     hits, false = np.zeros(len(ends)), np.zeros(len(ends))
     paired, before = np.zeros(len(points), dtype=bool), 0
@@ -62,11 +63,35 @@ def scan_steps(
         if near[before:end].any():
             use = np.flatnonzero(near[:end])
             paired[:] = False
-            paired[use[match_points(centres, points[use], distance_mm)[:, 1]]] = True
+            paired[use[match_points(lesions, points[use], distance_mm)[:, 1]]] = True
         hits[step] = paired[:end].sum()
         false[step] = (~paired[:end] & ~excused[:end]).sum()
         before = end
     return Steps(probability[ends - 1], hits, false)
+
+
+def all_steps(
+    scans: pd.DataFrame,
+    lesions: pd.DataFrame,
+    detections: pd.DataFrame,
+    distance_mm: float = MATCHING_DISTANCE_MM,
+) -> list[Steps]:
+    """`scan_steps` of each scan; detections without a probability are left out."""
+    detections = detections[detections["probability"].notna()]
+    centres, points = positions(lesions), positions(detections)
+    probability = detections["probability"].to_numpy(dtype=float)
+    ignored, reach = is_ignored(lesions), reach_of(lesions, distance_mm)
+    lesions_of, points_of = rows_of_scans(lesions), rows_of_scans(detections)
+    none = np.zeros(0, dtype=int)
+    steps = []
+    for scan in scans["scan"]:
+        mine, there = lesions_of.get(scan, none), points_of.get(scan, none)
+        counted, out = mine[~ignored[mine]], mine[ignored[mine]]
+        excused = within_reach(centres[out], reach[out], points[there])
+        steps.append(
+            scan_steps(centres[counted], excused, points[there], probability[there], distance_mm)
+        )
+    return steps
 
 
 def froc_sums(
@@ -81,7 +106,7 @@ def froc_sums(
     Parameters
     ----------
     scans, lesions, detections : DataFrame
-        As `scan_steps`, with ``scan``.
+        ``scan``; ``scan x y z ignored``; ``scan x y z probability``.
     distance_mm : float
     prefix : str
         Put before the names.
@@ -93,15 +118,7 @@ def froc_sums(
     sums : dict
         (scans, t) arrays ``froc_hits`` and ``froc_false``.
     """
-    lesions_of, points_of = by_scan(lesions), by_scan(detections)
-    steps = [
-        scan_steps(
-            lesions_of.get(scan, lesions.iloc[:0]),
-            points_of.get(scan, detections.iloc[:0]),
-            distance_mm,
-        )
-        for scan in scans["scan"]
-    ]
+    steps = all_steps(scans, lesions, detections, distance_mm)
     levels = [one.levels for one in steps]
     thresholds = np.unique(np.concatenate(levels))[::-1] if levels else np.zeros(0)
     if len(thresholds) > MOST_THRESHOLDS:

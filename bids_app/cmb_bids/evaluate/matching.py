@@ -88,18 +88,38 @@ def definite_detections(detections: pd.DataFrame) -> np.ndarray:
 
 def positions(table: pd.DataFrame) -> np.ndarray:
     """Positions (n, 3) in mm of a table with ``x y z``."""
-    return table[POSITION].to_numpy(dtype=float)
+    return np.stack([table[axis].to_numpy(dtype=float) for axis in POSITION], axis=1)
 
 
-def within_reach(lesions: pd.DataFrame, points: np.ndarray, distance_mm: float) -> np.ndarray:
-    """Which points (m,) lie on one of the lesions: a large one may be found at its rim."""
-    if len(lesions) == 0 or len(points) == 0:
-        return np.zeros(len(points), dtype=bool)
+def is_ignored(lesions: pd.DataFrame) -> np.ndarray:
+    """The column ``ignored`` (n,); none is where there is no such column."""
+    if "ignored" not in lesions:
+        return np.zeros(len(lesions), dtype=bool)
+    return lesions["ignored"].to_numpy(dtype=bool)
+
+
+def reach_of(lesions: pd.DataFrame, distance_mm: float = MATCHING_DISTANCE_MM) -> np.ndarray:
+    """How far (n,) in mm from its centre a detection still lies on an ignored lesion.
+
+    The matching distance, or its radius: a large one may be found at its rim.
+    """
     reach = np.full(len(lesions), distance_mm)
     if "diameter_mm" in lesions:
-        half = pd.to_numeric(lesions["diameter_mm"], errors="coerce").fillna(0).to_numpy() / 2
-        reach = np.maximum(reach, half)
-    return (cdist(positions(lesions), points) <= reach[:, None]).any(axis=0)
+        half = pd.to_numeric(lesions["diameter_mm"], errors="coerce").to_numpy(dtype=float) / 2
+        reach = np.fmax(reach, half)
+    return reach
+
+
+def within_reach(lesions: np.ndarray, reach: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Which points (m,) lie within ``reach`` (n,) of one of the lesions (n, 3)."""
+    if len(lesions) == 0 or len(points) == 0:
+        return np.zeros(len(points), dtype=bool)
+    return (cdist(lesions, points) <= reach[:, None]).any(axis=0)
+
+
+def rows_of_scans(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Row numbers of each scan of a table with a ``scan`` column."""
+    return {str(scan): rows for scan, rows in table.groupby("scan").indices.items()}
 
 
 def match(
@@ -107,7 +127,7 @@ def match(
     detections: pd.DataFrame,
     distance_mm: float = MATCHING_DISTANCE_MM,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Match the detections of one scan to its lesions.
+    """Match the detections of one scan to its lesions: `match_scans` of one scan.
 
     Parameters
     ----------
@@ -115,6 +135,30 @@ def match(
         ``x y z`` (mm) and, where known, ``ignored`` (bool) and ``diameter_mm``.
     detections : DataFrame
         ``x y z`` (mm).
+    distance_mm : float
+    """
+    scans = pd.DataFrame({"scan": ["one"]})
+    matched = match_scans(
+        scans, truth.assign(scan="one"), detections.assign(scan="one"), distance_mm
+    )
+    return matched[0].drop(columns="scan"), matched[1].drop(columns="scan")
+
+
+def match_scans(
+    scans: pd.DataFrame,
+    truth: pd.DataFrame,
+    detections: pd.DataFrame,
+    distance_mm: float = MATCHING_DISTANCE_MM,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Match the detections of each scan of a cohort to its lesions.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        One row per scan evaluated, with or without lesions: ``scan``.
+    truth, detections : DataFrame
+        Points of all scans: ``scan``, ``x y z`` (mm) and, for lesions, where known, ``ignored``
+        (bool) and ``diameter_mm``. Rows of other scans are dropped.
     distance_mm : float
 
     Returns
@@ -125,69 +169,33 @@ def match(
     detections : DataFrame
         With ``outcome``: ``hit``, ``false`` or ``ignored``.
     """
-    ignored = (
-        truth["ignored"].to_numpy(dtype=bool) if "ignored" in truth else np.zeros(len(truth), bool)
+    truth, detections = (
+        table[table["scan"].isin(scans["scan"])].reset_index(drop=True)
+        for table in (truth, detections)
     )
     lesions, points = positions(truth), positions(detections)
-    pairs = match_points(lesions[~ignored], points, distance_mm)
-    hits = np.flatnonzero(~ignored)[pairs[:, 0]]
+    ignored, reach = is_ignored(truth), reach_of(truth, distance_mm)
     of_lesions = np.where(ignored, IGNORED, MISSED).astype(object)
-    of_lesions[hits] = HIT
-    distance, partner = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
-    distance[hits] = np.linalg.norm(lesions[hits] - points[pairs[:, 1]], axis=1)
-    partner[hits] = pairs[:, 1]
-    of_points = np.full(len(detections), FALSE, dtype=object)
-    of_points[within_reach(truth[ignored], points, distance_mm)] = IGNORED
-    of_points[pairs[:, 1]] = HIT
+    of_points = np.full(len(points), FALSE, dtype=object)
+    partner = np.full(len(lesions), np.nan)
+    points_of = rows_of_scans(detections)
+    for scan, mine in rows_of_scans(truth).items():
+        there = points_of.get(scan)
+        if there is None:
+            continue
+        counted, excused = mine[~ignored[mine]], mine[ignored[mine]]
+        on_ignored = within_reach(lesions[excused], reach[excused], points[there])
+        of_points[there[on_ignored]] = IGNORED
+        pairs = match_points(lesions[counted], points[there], distance_mm)
+        of_lesions[counted[pairs[:, 0]]] = of_points[there[pairs[:, 1]]] = HIT
+        partner[counted[pairs[:, 0]]] = there[pairs[:, 1]]
+    hits = np.flatnonzero(np.isfinite(partner))
+    distance = np.full(len(lesions), np.nan)
+    distance[hits] = np.linalg.norm(lesions[hits] - points[partner[hits].astype(int)], axis=1)
     return (
         truth.assign(outcome=of_lesions, distance_mm=distance, partner=partner),
         detections.assign(outcome=of_points),
     )
-
-
-def by_scan(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of each scan of a table with a ``scan`` column."""
-    return {str(scan): rows for scan, rows in table.groupby("scan")} if len(table) else {}
-
-
-def match_scans(
-    scans: pd.DataFrame,
-    truth: pd.DataFrame,
-    detections: pd.DataFrame,
-    distance_mm: float = MATCHING_DISTANCE_MM,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`match` for every scan of a cohort.
-
-    Parameters
-    ----------
-    scans : DataFrame
-        One row per scan evaluated, with or without lesions: ``scan``.
-    truth, detections : DataFrame
-        Points of all scans, with a ``scan`` column. Rows of other scans are dropped.
-    distance_mm : float
-
-    Returns
-    -------
-    truth, detections : DataFrame
-        As `match`; ``partner`` is the row of the returned detections.
-    """
-    lesions_of, points_of = by_scan(truth), by_scan(detections)
-    matched_truth = [match(truth.iloc[:0], detections.iloc[:0], distance_mm)[0]]
-    matched_detections = [match(truth.iloc[:0], detections.iloc[:0], distance_mm)[1]]
-    before = 0
-    for scan in scans["scan"]:
-        lesions, points = lesions_of.get(scan), points_of.get(scan)
-        if lesions is None and points is None:
-            continue
-        lesions, points = match(
-            truth.iloc[:0] if lesions is None else lesions,
-            detections.iloc[:0] if points is None else points,
-            distance_mm,
-        )
-        matched_truth.append(lesions.assign(partner=lesions["partner"] + before))
-        matched_detections.append(points)
-        before += len(points)
-    return stack(matched_truth), stack(matched_detections)
 
 
 def stack(parts: list[pd.DataFrame]) -> pd.DataFrame:

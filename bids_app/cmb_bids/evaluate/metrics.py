@@ -59,16 +59,17 @@ def candidate_metrics(sums: Sums) -> Figures:
 def calcification_metrics(sums: Sums) -> Figures:
     """What labelled calcifications were called."""
     of = {name: values[:, 0] for name, values in sums.items() if name.startswith("calcific")}
-    return {
+    called = of["calcifications_called_microbleed"]
+    figures = {
         "calcifications": of["calcifications"],
-        "calcifications_called_microbleed": of["calcifications_called_microbleed"],
-        "calcification_called_microbleed_share": _ratio(
-            of["calcifications_called_microbleed"], of["calcifications"]
-        ),
-        "calcification_sensitivity": _ratio(
-            of["calcifications_recognised"], of["calcifications_told"]
-        ),
+        "calcifications_called_microbleed": called,
+        "calcification_called_microbleed_share": _ratio(called, of["calcifications"]),
     }
+    if "calcifications_recognised" in of:
+        figures["calcification_sensitivity"] = _ratio(
+            of["calcifications_recognised"], of["calcifications_told"]
+        )
+    return figures
 
 
 def kappa(confusion: np.ndarray, weighted: bool) -> np.ndarray:

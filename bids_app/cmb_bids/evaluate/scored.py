@@ -46,7 +46,7 @@ def score_cohort(cohort: Cohort, distance_mm: float = MATCHING_DISTANCE_MM) -> S
     sums = as_columns(
         detected
         | candidate_sums(matched)
-        | calcification_sums(matched)
+        | calcification_sums(scans, matched.calcifications)
         | agreement_sums(detected["lesions"], detected["hits"] + detected["false_positives"])
     )
     thresholds = {}

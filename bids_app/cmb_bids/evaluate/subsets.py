@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +17,9 @@ from cmb_bids.evaluate.counts import (
     calcification_sums,
     candidate_sums,
     detection_sums,
-    match_cohort,
+    match_detections,
 )
+from cmb_bids.evaluate.matching import counted_detections
 from cmb_bids.evaluate.metrics import candidate_metrics, detection_metrics, metrics_of
 from cmb_bids.evaluate.scored import Scored
 
@@ -97,17 +97,13 @@ def lesion_subsets(scored: Scored) -> Iterator[tuple[str, str, Sums]]:
 
 def certainty_subset(scored: Scored) -> Sums:
     """Sums by participant if possible detections counted as well."""
-    matched = scored.matched
-    found = scored.cohort.microbleeds
-    everything = match_cohort(
-        replace(scored.cohort, microbleeds=found.drop(columns="certainty", errors="ignore")),
-        matched.distance_mm,
+    scans, found = scored.matched.scans, scored.cohort.microbleeds
+    lesions, detections, called = match_detections(
+        scored.cohort, found[counted_detections(found)], scored.matched.distance_mm
     )
-    sums = detection_sums(matched.scans, everything.lesions, everything.detections)
-    sums |= calcification_sums(everything)
-    called = sums["hits"] + sums["false_positives"]
-    sums |= agreement_sums(sums["lesions"], called)
-    return participant_sums(as_columns(sums), matched.scans["participant_id"])
+    sums = detection_sums(scans, lesions, detections) | calcification_sums(scans, called)
+    sums |= agreement_sums(sums["lesions"], sums["hits"] + sums["false_positives"])
+    return participant_sums(as_columns(sums), scans["participant_id"])
 
 
 def _subset_figures(sums: Sums, by: str) -> dict[str, np.ndarray]:
