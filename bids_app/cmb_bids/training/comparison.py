@@ -10,7 +10,6 @@ contenders are exchangeable: their counts are swapped participant by participant
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ METRICS: dict[str, Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarra
         c["calcifications"],
     ),
 }
-TRUTH_STRATA = {"region": "mars_class"}  # name in the tables -> column of the truth
+REGION = "mars_class"
 
 
 def counts_of(case: ScoredCase, threshold: float) -> np.ndarray:
@@ -149,14 +148,9 @@ def by_stratum(cases: Sequence[ScoredCase], threshold: float) -> dict[str, dict[
             for name in sorted(set(of_case))
         }
     tables["core diameter"] = _sensitivity_where(cases, threshold, _size_classes)
-    for name, column in TRUTH_STRATA.items():
-        if all(column in case.microbleeds for case in cases if len(case.microbleeds)):
-            tables[name] = _sensitivity_where(cases, threshold, partial(_column, column))
+    if all(REGION in case.microbleeds for case in cases):
+        tables["region"] = _sensitivity_where(cases, threshold, lambda lesions: lesions[REGION])
     return tables
-
-
-def _column(name: str, lesions: pd.DataFrame) -> pd.Series:
-    return lesions[name].astype(str) if len(lesions) else pd.Series(dtype=object)
 
 
 def _size_classes(lesions: pd.DataFrame) -> pd.Series:
@@ -249,6 +243,10 @@ def compare(summary: Path, names: Sequence[str], folder: Path, output: Path) -> 
         name: read_scores(folder / "scores" / f"{name}.npz", CONTENDERS[name], test)
         for name in names
     }
+    regions = region_classes(test, int(read_json(summary)["seed"]))
+    for cases, _ in read.values():
+        for case in cases:
+            case.microbleeds[REGION] = regions[case.index]
     entries = compare_scores(read)
     for entry in entries:
         record = folder / "weights" / f"{entry['name']}.json"
@@ -272,6 +270,21 @@ def compare(summary: Path, names: Sequence[str], folder: Path, output: Path) -> 
     write_json(output, content)
     table = output.with_name(f"{output.stem}_table.tsv")
     write_table(table, long_table(entries), LONG_TABLE_DESCRIBED)
+
+
+def region_classes(paths: Sequence[Path], seed: int) -> dict[int, list[str]]:
+    """The class of region of every microbleed, by the number of its case."""
+    from cmb_bids.training.regions import mars_classes  # the simulator takes seconds to import
+
+    classes = {}
+    for path in paths:
+        case = load_case(path, (), patches=False)
+        rows = [row for row in case.truth if row["name"] == "microbleed"]
+        if all(REGION in row for row in rows):
+            classes[case.index] = [str(row[REGION]) for row in rows]
+        else:
+            classes[case.index] = mars_classes(case, seed, case.lesions_mm("microbleed"))
+    return classes
 
 
 LONG_TABLE_DESCRIBED = {
