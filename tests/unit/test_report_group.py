@@ -17,9 +17,10 @@ from scipy import stats
 from test_report_page import Outline
 
 from cmb_bids.report import figures, lesion_map
-from cmb_bids.report.calculator import build_table, find_position
+from cmb_bids.report.calculator import build_table
 from cmb_bids.report.group_page import CANNOT_SAY, write_group_page
 from cmb_bids.report.page import RESEARCH_USE, Section, read_asset, render_page
+from cmb_bids.statistics.reference import place_on_reference
 
 HOSTILE = "<script>$x$ & site"
 
@@ -195,6 +196,19 @@ def test_the_same_analysis_gives_the_same_page(tmp_path):
     assert write(tmp_path, parts=parts) == write(tmp_path, parts=parts)
 
 
+def test_patterns_are_compared_with_none_one_by_one(tmp_path):
+    terms = [
+        {"term": f"{pattern}, {term}", "estimate": 2.0, "low": 1.0, "high": 4.0, "p": 0.05}
+        for pattern in ("strictly lobar", "mixed")
+        for term in ("age (per 10 years)", "sex: M (against F)")
+    ]
+    page = write(tmp_path, parts={"models": [model(outcome="pattern", terms=terms)]})
+    captions = Outline(page).inside("caption")
+    assert "Odds ratios, strictly lobar against none, by term" in captions
+    assert "Odds ratios, mixed against none, by term" in captions
+    assert page.count(">sex: M (against F)</th>") == 2
+
+
 # ------------------------------------------------------------------------------ drawings
 
 
@@ -280,38 +294,16 @@ def test_microbleeds_and_calcifications_differ_on_the_map():
 # ---------------------------------------------------------------------------- calculator
 
 
-def test_the_calculator_s_table_is_the_model():
+def test_the_calculator_s_table_is_the_model_and_ends_where_nobody_is_left():
     rows = reference_rows()
-    women = build_table(rows)[0]
-    row = rows[20]
-    count = 3
-    below, at = sum(row["probabilities"][:count]), row["probabilities"][count]
-    position = find_position(women, row["age"], count)
-    assert position.fewer == pytest.approx(below, abs=2e-5)
-    assert position.as_many == pytest.approx(at, abs=2e-5)
-    assert position.percentile == pytest.approx(below + at / 2, abs=2e-5)
-    assert position.z == pytest.approx(stats.norm.ppf(below + at / 2), abs=1e-3)
-    assert not position.beyond
-    assert women["name"] == "women"
-    assert women["near"][20] == row["n_near"]
-
-
-def test_the_calculator_interpolates_between_ages_and_refuses_others():
-    women = build_table(reference_rows())[0]
-    low, between, high = (find_position(women, age, 1).percentile for age in (60, 60.5, 61))
-    assert between == pytest.approx((low + high) / 2)
-    for age in (49.9, 80.1, math.nan):
-        with pytest.raises(ValueError, match="outside the data"):
-            find_position(women, age, 1)
-    with pytest.raises(ValueError, match="no count"):
-        find_position(women, 60, -1)
-
-
-def test_counts_beyond_the_table_are_bounds():
-    row = {"sex": "F", "age": 60, "n_near": 9, "probabilities": [0.9, 0.08, 0.01]}
-    position = find_position(build_table([row])[0], 60, 7)
-    assert position.beyond
-    assert position.percentile == pytest.approx(0.99)
+    women, men = build_table(rows)
+    assert (women["name"], men["name"]) == ("women", "men")
+    assert women["near"][20] == rows[20]["n_near"]
+    for shares, row in zip(women["cumulative"], rows, strict=False):
+        expected = np.cumsum(row["probabilities"])[: len(shares)]
+        np.testing.assert_allclose(shares, expected, atol=1e-5)
+        assert len(shares) < 40
+        assert shares[-1] == 1
 
 
 def find_chromium():
@@ -323,7 +315,8 @@ def find_chromium():
 
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium here to run the page's script")
 def test_the_script_gives_what_python_gives(tmp_path):
-    table = build_table(reference_rows())
+    rows = [row for row in reference_rows() if row["age"] != 75]  # nobody near 75
+    table = build_table(rows)
     asked = [(sex, age, n) for sex in (0, 1) for age in (50, 63.25, 80) for n in (0, 1, 4, 60)]
     page = tmp_path / "page.html"
     script = (
@@ -333,7 +326,7 @@ def test_the_script_gives_what_python_gives(tmp_path):
         "document.body.textContent = JSON.stringify({"
         "found: asked.map(([s, a, n]) => c.findPosition(table[s], a, n)),"
         "said: [c.describe(table[0], 49, 1), c.describe(table[0], 60, 1.5),"
-        " c.describe(table[0], 70, 2)]});"
+        " c.describe(table[0], 70, 2), c.describe(table[0], 74.5, 2)]});"
     )
     page.write_text(
         f"<!DOCTYPE html><body><script>{read_asset('calculator.js')}</script>"
@@ -350,16 +343,18 @@ def test_the_script_gives_what_python_gives(tmp_path):
     text = done.stdout[done.stdout.index('{"found"') : done.stdout.rindex("}") + 1]
     answer = json.loads(text)
     for (sex, age, count), found in zip(asked, answer["found"], strict=True):
-        expected = find_position(table[sex], age, count)
-        assert found["percentile"] == pytest.approx(expected.percentile, abs=1e-12)
-        if math.isfinite(expected.z):
-            assert found["z"] == pytest.approx(expected.z, abs=1e-6)
-        assert found["beyond"] == expected.beyond
+        expected = place_on_reference(rows, "FM"[sex], age, count)
+        assert 100 * found["percentile"] == pytest.approx(expected["percentile"], abs=2e-3)
+        assert found["beyond"] == (count == 60)
+        if not found["beyond"]:
+            assert found["z"] == pytest.approx(expected["z"], abs=1e-3)
+            assert found["z"] == pytest.approx(stats.norm.ppf(found["percentile"]), abs=1e-7)
     assert "No answer" in answer["said"][0]
     assert "50 to 80 years" in answer["said"][0]
     assert "whole number" in answer["said"][1]
     assert "percentile" in answer["said"][2]
     assert "no diagnosis" in answer["said"][2]
+    assert "too few women" in answer["said"][3]
 
 
 def test_the_calculator_s_form_is_labelled(large_page):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
@@ -199,7 +200,7 @@ def draw_forest(terms: Sequence[Mapping[str, Any]], effect: str, name: str) -> s
                 axes.text(1, place, " not estimated", va="center", color=MUTED)
                 continue
             _draw_ratio(axes, place, term, first, last)
-        axes.set_yticks(range(len(terms)), [shorten(str(t["term"])) for t in terms])
+        axes.set_yticks(range(len(terms)), [wrap_label(str(t["term"])) for t in terms])
         axes.set_ylim(len(terms) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(f"{effect} (95 % interval), logarithmic")
@@ -210,6 +211,14 @@ def draw_forest(terms: Sequence[Mapping[str, Any]], effect: str, name: str) -> s
 def shorten(text: str, length: int = 38) -> str:
     """At most so many characters, with an ellipsis where some are left out."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def wrap_label(text: str, length: int = 34) -> str:
+    """A label in one line or two, shortened where that is not enough."""
+    lines = textwrap.wrap(text, length)
+    if len(lines) <= 2:
+        return "\n".join(lines)
+    return f"{lines[0]}\n{shorten(' '.join(lines[1:]), length)}"
 
 
 def _is_ratio(value: float | None) -> bool:
@@ -311,12 +320,13 @@ def _draw_percentiles(axes: Any, rows: Sequence[Mapping[str, Any]], colour: str)
 
 
 def draw_expected_share(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Modelled prevalence over age, a line for each sex.
+    """Modelled prevalence over age, a line for each sex, with its interval where there is one.
 
     Parameters
     ----------
     rows : sequence of mapping
-        ``sex``, ``age`` (years), ``prevalence`` (0 to 1).
+        ``sex``, ``age`` (years), ``prevalence`` (0 to 1); ``prevalence_low`` and
+        ``prevalence_high`` where known.
     name : str
         As `to_svg`.
     """
@@ -325,10 +335,12 @@ def draw_expected_share(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         axes = figure.add_subplot()
         for position, sex in enumerate(sexes):
             own = sorted((r for r in rows if r["sex"] == sex), key=lambda r: r["age"])
-            axes.plot(
-                [r["age"] for r in own], [100 * r["prevalence"] for r in own],
-                color=sex_colour(sex, position), lw=2.2, label=sex_name(sex),
-            )  # fmt: skip
+            ages, colour = [r["age"] for r in own], sex_colour(sex, position)
+            shares = [100 * r["prevalence"] for r in own]
+            axes.plot(ages, shares, color=colour, lw=2.2, label=sex_name(sex))
+            if all(r.get("prevalence_low") is not None for r in own):
+                bounds = [[100 * r[f"prevalence_{end}"] for r in own] for end in ("low", "high")]
+                axes.fill_between(ages, *bounds, color=colour, alpha=0.18, lw=0)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("age (years)")
         axes.set_ylabel("at least one microbleed (%)")

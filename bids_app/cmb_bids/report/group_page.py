@@ -291,29 +291,54 @@ def _models(analysis: Mapping[str, Any]) -> Section:
 def _model(model: Mapping[str, Any], name: str) -> list[Block]:
     """One model."""
     size = f"n = {show(model['n'])}, of whom {show(model['events'])} with the outcome"
-    blocks: list[Block] = [Text(f"{model['model'].capitalize()}; {size}.")]
+    blocks: list[Block] = [Text(_sentence(f"{model['model']}; {size}"))]
     if model.get("problem"):
         blocks.append(_missing("An estimate", model["problem"]))
-    terms = model.get("terms") or []
-    if terms:
-        caption = f"{model['effect'].capitalize()}s, {size}."
-        words = "; ".join(f"{t['term']} {figures.show_ratio(t)}" for t in terms)
-        drawing = figures.draw_forest(terms, model["effect"], name)
-        blocks.append(Figure(caption, f"{caption} {words}", svg=drawing))
-        rows = [
-            [t["term"], Cell(figures.show_ratio(t), t["estimate"]), p_value(t["p"]),
-             model["n"], model["events"]]
-            for t in terms
-        ]  # fmt: skip
-        columns = ["term", f"{model['effect']} (95 % interval)", "p", "n", "with the outcome"]
-        note = f"Compared with: {model['reference']}." if model.get("reference") else ""
-        blocks.append(Table(f"{model['effect'].capitalize()}s by term", columns, rows, note=note))
+    for number, (group, terms) in enumerate(group_terms(model)):
+        blocks += _ratios(model, group, terms, f"{name}-{number}")
     if model.get("alternatives"):
         rows = [[a["model"], round(a["aic"], 1)] for a in model["alternatives"]]
         blocks.append(Table("Models compared", ["model", "AIC"], rows))
     if model.get("notes"):
         blocks.append(Bullets([_sentence(note) for note in model["notes"]]))
     return blocks
+
+
+def group_terms(model: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Terms of a model by what is compared: one group, or one for each pattern.
+
+    Terms of a model of patterns are named "pattern, term".
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for term in model.get("terms") or []:
+        pattern, comma, rest = str(term["term"]).partition(", ")
+        if model["outcome"] == "pattern" and comma:
+            groups.setdefault(f"{pattern} against none", []).append({**term, "term": rest})
+        else:
+            groups.setdefault("", []).append(dict(term))
+    return list(groups.items())
+
+
+def _ratios(
+    model: Mapping[str, Any], group: str, terms: Sequence[Mapping[str, Any]], name: str
+) -> list[Block]:
+    """Forest plot and table of some terms."""
+    effect = f"{model['effect']}s"
+    title = effect.capitalize() + (f", {group}" if group else "")
+    size = f"n = {show(model['n'])}, of whom {show(model['events'])} with the outcome"
+    words = "; ".join(f"{t['term']} {figures.show_ratio(t)}" for t in terms)
+    drawing = figures.draw_forest(terms, model["effect"], name)
+    rows = [
+        [t["term"], Cell(figures.show_ratio(t), t["estimate"]), p_value(t["p"]),
+         model["n"], model["events"]]
+        for t in terms
+    ]  # fmt: skip
+    columns = ["term", f"{model['effect']} (95 % interval)", "p", "n", "with the outcome"]
+    note = f"Compared with: {model['reference']}." if model.get("reference") else ""
+    return [
+        Figure(f"{title}; {size}.", f"{title}; {size}. {words}", svg=drawing),
+        Table(f"{title}, by term", columns, rows, note=note),
+    ]
 
 
 def _sentence(text: str) -> str:
@@ -416,6 +441,8 @@ def _reference(analysis: Mapping[str, Any]) -> Section:
         blocks.append(Bullets([_sentence(note) for note in reference["notes"]]))
     ends = f"{min(r['age'] for r in rows):g} to {max(r['age'] for r in rows):g}"
     share = f"Share with at least one definite microbleed over age, {ends} years, as modelled."
+    if rows[0].get("prevalence_low") is not None:
+        share += " Bands: 95 % intervals."
     curves = f"Percentiles of the number of definite microbleeds over age, {ends} years."
     svg = figures.draw_expected_share(rows, "reference-share")
     blocks.append(Figure(share, f"{share} Numbers are in the table below.", svg=svg))

@@ -1,6 +1,6 @@
 "use strict";
-// Percentile and z-score of a count among people of the same age and sex. The same arithmetic is
-// in cmb_bids/report/calculator.py, where its method is described.
+// Percentile and z-score of a count among people of the same age and sex, as
+// cmb_bids.statistics.reference.place_on_reference has them.
 (function () {
   // Normal quantile; P. J. Acklam's rational approximation, relative error below 1.2e-9.
   function normalQuantile(p) {
@@ -23,26 +23,29 @@
     return (q * sum(a, q * q)) / sum(b, q * q);
   }
 
+  // Positions in the table of the ages on either side, or null where one is missing.
+  function findAges(bySex, age) {
+    const below = bySex.ages.indexOf(Math.floor(age));
+    const above = bySex.ages.indexOf(Math.ceil(age));
+    return below < 0 || above < 0 ? null : [below, above];
+  }
+
   function findPosition(bySex, age, count) {
-    const ages = bySex.ages;
-    const after = ages.findIndex((known) => known >= age);
-    const before = ages[after] === age ? after : after - 1;
-    const weight = after === before ? 0 : (age - ages[before]) / (ages[after] - ages[before]);
-    const pair = [bySex.cumulative[before], bySex.cumulative[after]];
-    function atMost(k) {
-      const [low, high] = pair.map((s) => (k < 0 ? 0 : s[Math.min(k, s.length - 1)]));
-      return low + weight * (high - low);
-    }
-    const fewer = atMost(count - 1);
-    const asMany = atMost(count) - fewer;
-    const percentile = fewer + asMany / 2;
+    const around = findAges(bySex, age);
+    const weight = age - Math.floor(age);
+    const shares = around.map((place) => bySex.cumulative[place]);
+    const between = (low, high) => low + weight * (high - low);
+    const last = (s, k) => s[Math.min(k, s.length - 1)];
+    const fewer = count === 0 ? 0 : between(...shares.map((s) => last(s, count - 1)));
+    const upTo = between(...shares.map((s) => (count < s.length ? s[count] : 1)));
+    const percentile = fewer + (upTo - fewer) / 2;
     return {
       fewer: fewer,
-      asMany: asMany,
+      asMany: upTo - fewer,
       percentile: percentile,
       z: normalQuantile(percentile),
-      beyond: pair.every((shares) => count >= shares.length),
-      near: bySex.near[weight < 0.5 ? before : after],
+      beyond: shares.every((s) => count >= s.length),
+      near: bySex.near[around[weight < 0.5 ? 0 : 1]],
     };
   }
 
@@ -50,6 +53,9 @@
     const [first, last] = [bySex.ages[0], bySex.ages[bySex.ages.length - 1]];
     if (!Number.isFinite(age) || age < first || age > last) {
       return `No answer: for ${bySex.name} the data reach from ${first} to ${last} years.`;
+    }
+    if (!findAges(bySex, age)) {
+      return `No answer: too few ${bySex.name} of about this age were seen.`;
     }
     if (!Number.isInteger(count) || count < 0) {
       return "No answer: the count is a whole number, zero or more.";
