@@ -26,7 +26,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -94,12 +94,12 @@ class Table:
             if len(row) != len(self.columns):
                 raise ValueError(f"{len(row)} cells under {len(self.columns)} column names: {row}")
 
-    @property
+    @cached_property
     def cells(self) -> list[list[Cell]]:
-        """Every value as a `Cell`."""
+        """Every value as a `Cell`; once, as the template asks for it in every row."""
         return [[_as_cell(value) for value in row] for row in self.rows]
 
-    @property
+    @cached_property
     def numeric(self) -> list[bool]:
         """Which columns hold numbers."""
         columns = zip(*self.cells, strict=True) if self.rows else ((),) * len(self.columns)

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 from statsmodels.discrete.count_model import ZeroInflatedNegativeBinomialP
-from statsmodels.discrete.discrete_model import Logit, MNLogit, NegativeBinomial, Poisson
+from statsmodels.discrete.discrete_model import Logit, MNLogit, NegativeBinomialP, Poisson
 from statsmodels.discrete.truncated_model import TruncatedLFNegativeBinomialP
 
 from cmb_bids.statistics.design import INTERCEPT, Design, build_design, without_empty_levels
 from cmb_bids.statistics.firth import FirthFit, NoConvergence, fit_firth
+from cmb_bids.statistics.likelihood import CannotFit, Fit, maximise
 from cmb_bids.statistics.participants import PATTERNS, Cohort
 
 FEWEST_EVENTS = 5  # of either kind; below, no model is fitted
@@ -36,10 +37,6 @@ ZERO_INFLATED, HURDLE = "zero-inflated negative binomial", "hurdle negative bino
 ZERO_PART = f"{HURDLE}, any part"
 
 Entry = dict[str, Any]
-
-
-class CannotFit(ValueError):
-    """Why a model could not be fitted, in words for the reader."""
 
 
 # -------------------------------------------------------------------------------- entries
@@ -288,23 +285,23 @@ def fit_poisson(counts: np.ndarray, matrix: np.ndarray) -> Any:
     return _fit(Poisson(counts, matrix), maxiter=100)
 
 
-def fit_negative_binomial(counts: np.ndarray, matrix: np.ndarray) -> Any:
-    """Negative binomial regression, variance mu + alpha mu^2; last parameter alpha."""
+def fit_negative_binomial(counts: np.ndarray, matrix: np.ndarray) -> Fit:
+    """Negative binomial regression, variance mu + alpha mu^2; last parameter alpha.
+
+    Raises
+    ------
+    CannotFit
+        It does not converge, or the counts spread no more than a Poisson distribution.
+    """
     start = fit_poisson(counts, matrix)
     mean = np.exp(np.clip(matrix @ start.params, -30, 30))
-    # Moment estimate of the dispersion, as statsmodels' own start is poor with many zeros.
+    # Moment estimate of the dispersion.
     alpha = float((((counts - mean) ** 2 - mean) / mean**2).mean())
-    result = _fit(
-        NegativeBinomial(counts, matrix),
-        start_params=np.r_[start.params, np.clip(alpha, 0.1, 20.0)],
-        maxiter=300,
-    )
-    if result.params[-1] < 1e-4:
-        raise CannotFit("there is no more spread than a Poisson distribution has")
-    return result
+    first = np.r_[start.params, np.clip(alpha, 0.1, 20.0)]
+    return maximise(NegativeBinomialP(counts, matrix, p=2), first)
 
 
-def fit_zero_inflated(counts: np.ndarray, matrix: np.ndarray, start: Any) -> Any:
+def fit_zero_inflated(counts: np.ndarray, matrix: np.ndarray, start: Fit) -> Fit:
     """Negative binomial with a constant share of extra zeros; first parameter its log odds.
 
     The share being constant, the coefficients are log ratios of the mean count of everybody.
@@ -313,37 +310,38 @@ def fit_zero_inflated(counts: np.ndarray, matrix: np.ndarray, start: Any) -> Any
     ----------
     counts : (n,) array
     matrix : (n, k) array
-    start : negative binomial fit
-        Where to start from.
+    start : Fit
+        The negative binomial regression, where to start from.
+
+    Raises
+    ------
+    CannotFit
+        It does not converge.
     """
-    first = np.r_[-0.5, start.params]
-    first[1] += np.log1p(np.exp(-0.5))
-    first[-1] /= 2
-    return _fit(
-        ZeroInflatedNegativeBinomialP(counts, matrix),
-        start_params=first,
-        method="bfgs",
-        maxiter=300,
-    )
+    first = np.r_[0.0, start.params]
+    first[1] += np.log(2.0)  # as half of the zeros are taken for extra ones
+    first[-1] /= 3
+    return maximise(ZeroInflatedNegativeBinomialP(counts, matrix, p=2), first)
 
 
-def fit_hurdle(counts: np.ndarray, matrix: np.ndarray, start: Any) -> tuple[Any, Any]:
+def fit_hurdle(counts: np.ndarray, matrix: np.ndarray, start: Fit) -> tuple[Any, Fit]:
     """Two parts: logistic for any, zero-truncated negative binomial for how many.
 
     Returns
     -------
-    any_part, count_part : statsmodels results
+    any_part : statsmodels result
+    count_part : Fit
         Their log likelihoods add up.
+
+    Raises
+    ------
+    CannotFit
+        A part does not converge.
     """
     any_part = _fit(Logit((counts > 0).astype(float), matrix), maxiter=100)
     positive = counts > 0
-    count_part = _fit(
-        TruncatedLFNegativeBinomialP(counts[positive], matrix[positive], truncation=0),
-        start_params=start.params,
-        method="bfgs",
-        maxiter=300,
-    )
-    return any_part, count_part
+    truncated = TruncatedLFNegativeBinomialP(counts[positive], matrix[positive], truncation=0, p=2)
+    return any_part, maximise(truncated, start.params)
 
 
 def _attempt(name: str, fit: Callable[[], Any], failed: list[str]) -> Any:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pandas as pd
 
 from cmb_bids.statistics.covariates import CATEGORICAL, FEWEST_IN_LEVEL, Covariate, as_text
 
 NAME = "protocol"
-OTHER = "other protocols"
+OTHER, UNKNOWN = "other protocols", "unknown protocol"
 FIELD_STRENGTHS_T = (0.5, 1.0, 1.5, 3.0, 7.0)
 MOST_PROTOCOLS = 12
 # What makes a protocol: column of the scans table and how its value is worded.
@@ -46,11 +47,15 @@ def _voxel(text: str | None) -> str | None:
     return f"{'x'.join(edges)} mm" if edges else None
 
 
+def _input(text: str | None) -> str | None:
+    return text
+
+
 _WORDED = {
     "field_strength_t": _field_strength,
     "echo_times_ms": _echo_times,
     "voxel_size_mm": _voxel,
-    "input": lambda text: text,
+    "input": _input,
 }
 
 
@@ -59,19 +64,18 @@ def name_protocols(scans: pd.DataFrame) -> pd.Series:
 
     What a scan does not say is left out; a scan that says nothing is 'unknown protocol'.
     """
-    parts = {}
-    for column in COLUMNS:
-        if column in scans:
-            text = as_text(scans[column])
-            words = {value: _WORDED[column](value) for value in text.dropna().unique()}
-            parts[column] = text.map(lambda value, words=words: words.get(value))
-    if not parts:
-        return pd.Series("unknown protocol", index=scans.index, dtype=object)
-    named = [
-        ", ".join(word for word in row if isinstance(word, str)) or "unknown protocol"
-        for row in zip(*parts.values(), strict=True)
-    ]
-    return pd.Series(named, index=scans.index, dtype=object)
+    columns = [name for name in COLUMNS if name in scans]
+    if not columns or scans.empty:
+        return pd.Series(UNKNOWN, index=scans.index, dtype=object)
+    said = pd.DataFrame({name: as_text(scans[name]) for name in columns})
+    # A cohort has a few protocols beside its many scans; only those are put into words.
+    codes = said.groupby(columns, dropna=False, sort=False).ngroup().to_numpy()
+    first = np.unique(codes, return_index=True)[1]
+    names = np.empty(len(first), dtype=object)
+    for code, row in enumerate(said.iloc[first].itertuples(index=False)):
+        words = [_WORDED[name](text) for name, text in zip(columns, row, strict=True)]
+        names[code] = ", ".join(word for word in words if word) or UNKNOWN
+    return pd.Series(names[codes], index=scans.index, dtype=object)
 
 
 def read_protocol(scans: pd.DataFrame) -> Covariate:

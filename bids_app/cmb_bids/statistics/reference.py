@@ -15,12 +15,12 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import nbinom, norm, poisson
 
+from cmb_bids.statistics.likelihood import CannotFit, Fit
 from cmb_bids.statistics.models import (
     MANY_ZEROS,
     NEGATIVE_BINOMIAL,
     POISSON,
     ZERO_INFLATED,
-    CannotFit,
     fit_negative_binomial,
     fit_poisson,
     fit_zero_inflated,
@@ -115,7 +115,8 @@ def _fit_form(
 def _as_curve(
     name: str, result: Any, knots: tuple[float, ...], levels: tuple[str, ...], interaction: bool
 ) -> Curve:
-    covariance = np.asarray(result.cov_params(), dtype=float)
+    given = result.covariance if isinstance(result, Fit) else result.cov_params()
+    covariance = np.asarray(given, dtype=float)
     parameters = np.asarray(result.params, dtype=float)
     return Curve(name, parameters, covariance, knots, levels, interaction, float(result.aic))
 
