@@ -135,7 +135,7 @@ def coarse_scanner(monkeypatch):
                     slices=(26, 26))  # fmt: skip
     monkeypatch.setitem(settings.PROTOCOLS, "ukb", small)
     monkeypatch.setattr(head, "COARSE_MM", 4.0)
-    monkeypatch.setattr(lesions, "MEAN_LESIONS", dict.fromkeys(settings.MEAN_LESIONS, 20.0))
+    monkeypatch.setattr(lesions, "MEAN_LESIONS", dict.fromkeys(settings.MEAN_LESIONS, 8.0))
 
 
 def test_a_cohort_from_start_to_end(tmp_path, drawn_maps, coarse_scanner):
