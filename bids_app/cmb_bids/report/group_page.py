@@ -288,9 +288,15 @@ def _models(analysis: Mapping[str, Any]) -> Section:
     return Section("Associations", blocks, parts)
 
 
+def _size(model: Mapping[str, Any]) -> str:
+    """How many are in a model, and how many of them have what it is about."""
+    what = "any of the patterns" if model["outcome"] == "pattern" else "the outcome"
+    return f"n = {show(model['n'])}, of whom {show(model['events'])} with {what}"
+
+
 def _model(model: Mapping[str, Any], name: str) -> list[Block]:
     """One model."""
-    size = f"n = {show(model['n'])}, of whom {show(model['events'])} with the outcome"
+    size = _size(model)
     blocks: list[Block] = [Text(_sentence(f"{model['model']}; {size}"))]
     if model.get("problem"):
         blocks.append(_missing("An estimate", model["problem"]))
@@ -325,7 +331,7 @@ def _ratios(
     """Forest plot and table of some terms."""
     effect = f"{model['effect']}s"
     title = effect.capitalize() + (f", {group}" if group else "")
-    size = f"n = {show(model['n'])}, of whom {show(model['events'])} with the outcome"
+    size = _size(model)
     words = "; ".join(f"{t['term']} {figures.show_ratio(t)}" for t in terms)
     drawing = figures.draw_forest(terms, model["effect"], name)
     rows = [
@@ -385,8 +391,8 @@ def _describe_places(chosen: Any) -> str:
     outside = sum(int((~inside_brain(points)).sum()) for points in every)
     total = sum(map(len, every))
     text = (
-        "Each lesion stands where one affine registration of its scan to the template puts it, "
-        "which is a few millimetres from the truth and more in brains with wide ventricles. "
+        "Each lesion stands where one affine registration of its scan to the template puts it, so "
+        "its place is approximate, the more so in brains with wide ventricles. "
         f"{percent(outside / total)} of the lesions fall outside the drawn brain. "
     )
     if chosen.not_counted:

@@ -81,7 +81,7 @@
       `${percent(Math.max(0, 1 - at.fewer - at.asMany))} more.`;
     if (at.near !== null && at.near !== undefined) {
       text += ` Participants of about this age and sex behind it: ${at.near}`;
-      text += at.near < 50 ? ", which is few: the answer is uncertain." : ".";
+      text += at.near < 30 ? ", which is few: the answer is uncertain." : ".";
     }
     return text + " This is no diagnosis.";
   }
