@@ -114,6 +114,14 @@ def test_row_without_position_is_named(tmp_path):
         read_points(table, None)
 
 
+@pytest.mark.parametrize("probability", [1.5, -0.1, "high"])
+def test_what_is_no_probability_is_named(tmp_path, probability):
+    table = tmp_path / "a_dseg.tsv"
+    write_table(table, points((0, 0, 0), probability=[probability]))
+    with pytest.raises(BadData, match=r"row 2 has a probability that is not within 0 to 1"):
+        read_points(table, None)
+
+
 def test_header_alone_is_no_lesion(tmp_path):
     table = tmp_path / "a_dseg.tsv"
     write_table(table, pd.DataFrame({"index": [], "name": []}))
@@ -326,6 +334,17 @@ def test_sessions_and_runs_are_scans_of_one_participant(tmp_path):
     assert set(result["scans"]["session_id"]) == {"ses-A", "ses-B"}
 
 
+def test_field_strength_from_the_raw_dataset_where_the_tool_does_not_say(folders, tmp_path):
+    for subject, tesla in (("01", 1.5), ("02", 3)):
+        name = f"sub-{subject}_part-mag_T2starw.json"
+        write_json(
+            tmp_path / "raw" / f"sub-{subject}/anat/{name}", {"MagneticFieldStrength": tesla}
+        )
+    cohort = read_cohort(*folders, images_dir=tmp_path / "raw")
+    assert "field_strength_t" in cohort.groups
+    assert cohort.scans["field_strength_t"].dropna().tolist() == [1.5, 3.0]
+
+
 def test_simulated_labels_are_said_to_be_simulated(folders):
     description = {"GeneratedBy": [{"Name": "cmb-lab simulate"}]}
     write_json(folders[1] / "dataset_description.json", description)
@@ -391,3 +410,18 @@ def test_a_damaged_file_is_named_and_the_rest_is_scored(folders, capsys):
 def test_numbers_out_of_range_are_refused(folders, more, code, capsys):
     assert main(["evaluate", *map(str, folders), *more]) == code
     assert more[0] in capsys.readouterr().err
+
+
+def test_voxel_indices_take_the_grid_of_their_own_dataset_first(folders):
+    derivatives, labels = folders
+    voxels = pd.DataFrame({"i": [2.0], "j": [0.0], "k": [0.0], "name": "microbleed"})
+    (labels / "sub-01/anat/sub-01_desc-truth_dseg.tsv").unlink()
+    write_table(labels / "sub-01/anat/sub-01_desc-truth_points.tsv", voxels)
+    for folder, name, affine in (
+        (derivatives, "sub-01_acq-ukb_desc-swi_T2starw", np.diag([9.0, 1, 1, 1])),
+        (labels, "sub-01_space-MNI_T1w", np.diag([7.0, 1, 1, 1])),
+        (labels, "sub-01_T2starw", np.diag([0.5, 1, 1, 1])),
+    ):
+        write_volume(folder / f"sub-01/anat/{name}.nii.gz", blobs(), affine)
+    truth = read_cohort(derivatives, labels).truth
+    assert truth[truth["participant_id"] == "sub-01"]["x"].tolist() == [1.0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from cmb_bids.evaluate.grouping import (
     dataset_above,
     describe_scans,
     is_simulated,
+    read_field_strengths,
     read_participants,
     read_scan_rows,
 )
@@ -60,8 +61,8 @@ class Cohort:
 class _Reader:
     """Collects points of one scan after another, and what went wrong."""
 
-    def __init__(self, images: Callable[[str], Path | None]) -> None:
-        self.images = images
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.roots = roots
         self.rows: dict[str, list[pd.DataFrame]] = {
             kind: [] for kind in ("truth", MICROBLEED, CALCIFICATION, CANDIDATE)
         }
@@ -71,9 +72,16 @@ class _Reader:
         """All points of one scan with their ``kind``."""
         parts = []
         for kind, one in files.items():
-            points = read_points(one.table, one.image, self.images(scan))
+            grid = None if one.image or one.table is None else self._grid(scan, one.table)
+            points = read_points(one.table, one.image, grid, measure=kind != CANDIDATE)
             parts.append(with_kind(points, kind).assign(**_identity(scan)))
         return stack(parts)
+
+    def _grid(self, scan: str, table: Path) -> Path | None:
+        """An image on the scan's grid, sought first in the table's own dataset."""
+        own = [root for root in self.roots if root in table.parents]
+        others = [root for root in self.roots if root not in own]
+        return _any_image([*own, *others], scan)
 
     def leave_out(self, scan: str, status: str, reason: str, lesions: int | None = None) -> None:
         """List a scan that is not scored."""
@@ -134,13 +142,15 @@ def read_cohort(
     roots = [derivatives, labels_folder]
     roots += [Path(images_dir)] if images_dir else []
     roots += [raw for raw in map(dataset_above, (labels_folder, derivatives)) if raw]
-    reader = _Reader(lambda scan: _any_image(roots, scan))
+    reader = _Reader(roots)
     rows = read_scan_rows(derivatives)
     scans = _read_pairs(reader, results, labels, rows)
     if not scans:
         raise _nothing(derivatives, labels_folder, results, labels, reader)
+    known = any("field_strength_t" in row for row in rows.values())
+    fields = {} if known else read_field_strengths(roots, [str(row["scan"]) for row in scans])
     described, groups = describe_scans(
-        pd.DataFrame(scans), read_participants([labels_folder, *roots]), rows
+        pd.DataFrame(scans), read_participants([labels_folder, *roots]), rows, fields
     )
     stacked = {kind: _stacked(parts) for kind, parts in reader.rows.items()}
     return Cohort(
@@ -224,11 +234,12 @@ def _read_result(
 
 
 def _any_image(roots: Sequence[Path], scan: str) -> Path | None:
-    """An image on the scan's grid, wherever one is."""
-    found = entities_of(scan)
+    """An image on the scan's grid, wherever one is; none that was moved to another space."""
+    mine = entities_of(scan)
     for root in roots:
-        for path in sorted((root / f"sub-{found.get('sub')}").glob("**/*.nii*")):
-            if names_agree(found, entities_of(scan_of(path.name))):
+        for path in sorted((root / f"sub-{mine.get('sub')}").glob("**/*.nii*")):
+            moved = "space" in entities_of(path.name)
+            if not moved and names_agree(mine, entities_of(scan_of(path.name))):
                 return path
     return None
 

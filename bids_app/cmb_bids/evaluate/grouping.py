@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from cmb_bids.errors import BadData
-from cmb_bids.evaluate.files import entities_of, scan_of
+from cmb_bids.evaluate.files import agree, entities_of, scan_of
 from cmb_bids.volumes import read_json, read_table
 
 SCAN_COLUMNS_USED = ("field_strength_t", "input", "qc_status")
@@ -50,6 +50,24 @@ def read_scan_rows(folder: Path) -> dict[str, dict[str, object]]:
     return rows
 
 
+def read_field_strengths(folders: Iterable[Path], scans: Iterable[str]) -> dict[str, float]:
+    """Field strength in T of each scan, from the first sidecar of its own that says it."""
+    roots = list(folders)
+    said = {scan: [_field_strength(root, scan) for root in roots] for scan in scans}
+    known = {scan: [value for value in values if value] for scan, values in said.items()}
+    return {scan: values[0] for scan, values in known.items() if values}
+
+
+def _field_strength(root: Path, scan: str) -> float | None:
+    mine = entities_of(scan)
+    for path in sorted((root / f"sub-{mine.get('sub')}").glob("**/*.json")):
+        if agree(mine, entities_of(scan_of(path.name))):
+            value = read_json(path).get("MagneticFieldStrength")
+            if isinstance(value, int | float):
+                return float(value)
+    return None
+
+
 def is_simulated(folders: Iterable[Path]) -> bool:
     """Whether one of the datasets says that the simulator made it."""
     for folder in folders:
@@ -85,12 +103,16 @@ def _grouping_columns(participants: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_scans(
-    scans: pd.DataFrame, participants: pd.DataFrame, rows: Mapping[str, Mapping[str, object]]
+    scans: pd.DataFrame,
+    participants: pd.DataFrame,
+    rows: Mapping[str, Mapping[str, object]],
+    fields: Mapping[str, float] | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Add to each scan what it can be grouped by.
 
-    Columns of ``participants.tsv``; field strength, input and quality check from the scans table;
-    the acquisition's name, which also serves as protocol where no table has one.
+    Columns of ``participants.tsv``; field strength, input and quality check from the scans table,
+    field strength else from ``fields`` (the sidecars'); the acquisition's name, which also serves
+    as protocol where no table has one.
 
     Returns
     -------
@@ -107,6 +129,8 @@ def describe_scans(
     for column in SCAN_COLUMNS_USED:
         if column not in scans and any(column in row for row in rows.values()):
             scans[column] = scans["scan"].map({k: v.get(column) for k, v in rows.items()})
+    if fields and "field_strength_t" not in scans:
+        scans["field_strength_t"] = scans["scan"].map(fields)
     acquisition = scans["scan"].map(lambda scan: entities_of(scan).get("acq"))
     if acquisition.notna().any():
         scans["protocol" if "protocol" not in scans else "acquisition"] = acquisition

@@ -104,7 +104,10 @@ def _split_classes(labels: np.ndarray) -> np.ndarray:
 
 
 def read_points(
-    table: Path | None, image: Path | None, reference: Path | None = None
+    table: Path | None,
+    image: Path | None,
+    reference: Path | None = None,
+    measure: bool = True,
 ) -> pd.DataFrame:
     """Points of one scan from a table, an image, or both of the same name.
 
@@ -119,6 +122,8 @@ def read_points(
         A NIfTI image.
     reference : Path, optional
         Any image on the scan's grid.
+    measure : bool
+        Whether to measure lesions in the image where the table has no ``diameter_mm``.
 
     Returns
     -------
@@ -130,7 +135,7 @@ def read_points(
     InputMissing
         There are no positions and no image, or voxel indices and no image of the grid.
     BadData
-        A position is missing or no number, or a file is damaged.
+        A position is missing or no number, a probability is outside 0 to 1, or a file is damaged.
     """
     if table is None:
         if image is None:
@@ -141,9 +146,10 @@ def read_points(
         return rows.reindex(columns=[*rows.columns.difference(POSITION), *POSITION])
     if not set(POSITION) <= set(rows.columns) and set(VOXEL) <= set(rows.columns):
         rows = _from_voxels(rows, table, image or reference)
+    _check_probability(rows, table)
     if set(POSITION) <= set(rows.columns):
         _check_positions(rows, table)
-        return _with_diameter(rows, image)
+        return _with_diameter(rows, image) if measure else rows
     if image is None:
         raise InputMissing(
             table,
@@ -190,6 +196,20 @@ def _check_positions(rows: pd.DataFrame, table: Path, columns: list[str] | None 
             "only",
         )
     rows[columns] = numbers
+
+
+def _check_probability(rows: pd.DataFrame, table: Path) -> None:
+    if "probability" not in rows:
+        return
+    numbers = pd.to_numeric(rows["probability"], errors="coerce")
+    bad = ~numbers.between(0, 1) & rows["probability"].notna()
+    if bad.any():
+        raise BadData(
+            table,
+            f"row {int(np.flatnonzero(bad)[0]) + 2} has a probability that is not within 0 to 1",
+            "Scale it, or name the column otherwise; it is then neither ranked nor judged",
+        )
+    rows["probability"] = numbers
 
 
 def _with_diameter(rows: pd.DataFrame, image: Path | None) -> pd.DataFrame:
