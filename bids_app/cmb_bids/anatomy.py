@@ -8,6 +8,7 @@ and periventricular white matter, or corpus callosum, BOMBS counts with the lobe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ NEAREST_MM = 5.0
 # Centres this close to the other side's half of the same structure lie on the midline.
 MIDLINE_MM = 1.5
 
+ATLAS = "atlas"  # who named a region, where the built-in atlas did
+
 REGION_COLUMNS = ["hemisphere", "mars_region", "mars_class", "bombs_region", "bombs_class"]
 
 
@@ -33,6 +36,18 @@ class Structure(NamedTuple):
     mars_class: str
     bombs_region: str
     bombs_class: str
+
+
+class Place(NamedTuple):
+    """What a code of a region image stands for where a parcellation came before the atlas.
+
+    ``label`` is the atlas label (with its side), ``name`` the parcellation's own name, ``source``
+    says who decided: ``parcellation``, or ``parcellation+atlas`` where the atlas divided it.
+    """
+
+    label: int
+    name: str
+    source: str
 
 
 def _lobe(name: str) -> Structure:
@@ -126,7 +141,12 @@ def _lookup(labels: np.ndarray, field: str) -> np.ndarray:
     return table[np.where(known, labels, 0).astype(int)]
 
 
-def label_lesions(points_mm: np.ndarray, regions: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
+def label_lesions(
+    points_mm: np.ndarray,
+    regions: np.ndarray,
+    affine: np.ndarray,
+    places: Mapping[int, Place] | None = None,
+) -> pd.DataFrame:
     """Name the region of each point on both scales.
 
     A point on CSF or outside takes the nearest labelled voxel within 5 mm: lesions of the cortex
@@ -137,28 +157,33 @@ def label_lesions(points_mm: np.ndarray, regions: np.ndarray, affine: np.ndarray
     points_mm : (n, 3) array
         Scanner mm.
     regions : (x, y, z) integer array
-        Atlas labels on the scan's grid; all 0 where no atlas could be carried over.
+        Atlas labels, or codes of ``places``, on the scan's grid; all 0 where there is neither.
     affine : (4, 4) array
         Voxel to scanner mm.
+    places : mapping, optional
+        What the codes of a parcellation stand for (`cmb_bids.parcellation.merge_regions`).
 
     Returns
     -------
     DataFrame
-        A row per point: ``label`` (0 where unknown), ``structure``, ``hemisphere``
-        (left, right, midline), ``mars_region``, ``mars_class``, ``bombs_region``,
+        A row per point: ``label`` (of the atlas; 0 where unknown), ``structure`` (the name in
+        parcellation or atlas), ``region_source`` (atlas, parcellation or parcellation+atlas),
+        ``hemisphere`` (left, right, midline), ``mars_region``, ``mars_class``, ``bombs_region``,
         ``bombs_class``; None where unknown.
     """
     points = np.asarray(points_mm, dtype=float).reshape(-1, 3)
-    columns: dict[str, list[str | int | None]] = {
-        name: [] for name in ("label", "structure", *REGION_COLUMNS)
-    }
+    known = places_of_atlas() | dict(places or {})
+    names = ["label", "structure", "region_source", *REGION_COLUMNS]
+    columns: dict[str, list[str | int | None]] = {name: [] for name in names}
     for point in points:
-        labels, distances = _labels_near(point, regions, affine)
-        label = _nearest_label(labels)
-        structure = structure_of(label)
-        columns["label"].append(label)
-        columns["structure"].append(structure.name if structure else None)
-        columns["hemisphere"].append(_hemisphere(label, labels, distances))
+        codes, distances = _codes_near(point, regions, affine, known)
+        place = known[int(codes[0])] if codes.size else Place(OUTSIDE, "", "")
+        labels = np.array([known[int(code)].label for code in codes], dtype=int)
+        structure = structure_of(place.label)
+        columns["label"].append(place.label)
+        columns["structure"].append(place.name or None)
+        columns["region_source"].append(place.source or None)
+        columns["hemisphere"].append(_hemisphere(place.label, labels, distances))
         for field in REGION_COLUMNS[1:]:
             columns[field].append(getattr(structure, field) if structure else None)
     return pd.DataFrame(columns).astype(
@@ -166,10 +191,19 @@ def label_lesions(points_mm: np.ndarray, regions: np.ndarray, affine: np.ndarray
     )
 
 
-def _labels_near(
-    point: np.ndarray, regions: np.ndarray, affine: np.ndarray
+def places_of_atlas() -> dict[int, Place]:
+    """The atlas's own labels of both sides, as `Place`."""
+    return {
+        label + side: Place(label + side, structure.name, ATLAS)
+        for label, structure in STRUCTURES.items()
+        for side in (0, RIGHT)
+    }
+
+
+def _codes_near(
+    point: np.ndarray, regions: np.ndarray, affine: np.ndarray, known: Mapping[int, Place]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Structure labels within reach of a point, nearest first, and their distances in mm.
+    """Known codes within reach of a point, nearest first, and their distances in mm.
 
     The voxel that holds the point is at distance 0, whatever its size.
     """
@@ -185,7 +219,7 @@ def _labels_near(
     if (high <= low).any():
         return nothing
     box = regions[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(int)
-    where = np.argwhere(np.isin(box % RIGHT, list(STRUCTURES)))
+    where = np.argwhere(np.isin(box, list(known)))
     if where.size == 0:
         return nothing
     distances = np.linalg.norm(voxel_to_world(affine, where + low) - point, axis=1)
@@ -195,13 +229,30 @@ def _labels_near(
     return box[tuple(where[order].T)], distances[order]
 
 
-def _nearest_label(labels: np.ndarray) -> int:
-    return int(labels[0]) if labels.size else OUTSIDE
-
-
 def _hemisphere(label: int, labels: np.ndarray, distances: np.ndarray) -> str | None:
     side = hemisphere_of(label)
     if side is None or label % RIGHT not in _UNPAIRED:
         return side
     other = label - RIGHT if label >= RIGHT else label + RIGHT
     return "midline" if (distances[labels == other] <= MIDLINE_MM).any() else side
+
+
+def to_mni(points_mm: np.ndarray, mni_affine: object) -> np.ndarray:
+    """MNI coordinates of points.
+
+    Parameters
+    ----------
+    points_mm : (n, 3) array
+        Scanner mm.
+    mni_affine : (4, 4) array-like or None
+        Scanner to MNI152 mm, as the brain stage reports it.
+
+    Returns
+    -------
+    (n, 3) array
+        MNI152 mm; NaN where there is no affine.
+    """
+    points = np.asarray(points_mm, dtype=float).reshape(-1, 3)
+    if mni_affine is None:
+        return np.full(points.shape, np.nan)
+    return voxel_to_world(np.asarray(mni_affine, dtype=float), points).reshape(-1, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,9 @@ def judge_quality(
     confidence = phase_report.get("polarity_confidence")
     if confidence in UNSURE_POLARITY:
         reasons.append(UNSURE_POLARITY[confidence])
+    parcellation = brain_report.get("parcellation") or {}
+    if parcellation.get("reason"):
+        reasons.append(str(parcellation["reason"]))
     reasons += find_reasons(quality, limits)
     status = FAIL if failed else WARN if reasons else PASS
     # A reason goes into one cell of a table.
@@ -280,6 +284,7 @@ def _describe_scan(
         "version": scan.get("version"),
         "field_strength_t": scan.get("field_strength_t"),
         "echo_times_ms": ",".join(known) or None,
+        "voxel_size_mm": "x".join(f"{edge:.3g}" for edge in scan.get("voxel_size_mm", [])) or None,
         "mask_source": brain_report.get("source"),
         "mask_volume_ml": _rounded(brain_report.get("volume_ml"), 1),
         "mask_coverage": _rounded(brain_report.get("coverage"), 3),
@@ -288,7 +293,14 @@ def _describe_scan(
         "polarity_evidence": phase_report.get("polarity_evidence"),
         "polarity_head_correlation": _rounded(phase_report.get("polarity_correlation"), 3),
         "polarity_vein_score": _rounded(phase_report.get("polarity_vein_score"), 3),
+        "parcellation": _used_parcellation(brain_report),
     }
+
+
+def _used_parcellation(brain_report: Mapping[str, Any]) -> str | None:
+    """File name of the parcellation that came before the atlas; None where the atlas was alone."""
+    parcellation = brain_report.get("parcellation") or {}
+    return Path(parcellation["file"]).name if parcellation.get("used") else None
 
 
 def _describe_quality(quality: Mapping[str, float | None]) -> dict[str, float | None]:

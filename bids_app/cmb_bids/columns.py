@@ -104,6 +104,62 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
             "posterior_fossa": "Brainstem or cerebellum",
         },
     },
+    "structure": {
+        "Description": (
+            "Name of the structure the lesion lies in or next to, in the words of the "
+            "parcellation that named it (see region_source)."
+        )
+    },
+    "region_source": {
+        "Description": "What named structure and regions.",
+        "Levels": {
+            "atlas": "The built-in atlas, registered to the scan",
+            "parcellation": "The user's own parcellation",
+            "parcellation+atlas": (
+                "The user's own parcellation, whose structure the built-in atlas divided, such "
+                "as the undivided white matter of the cerebrum"
+            ),
+        },
+    },
+    "x_mni": {"Description": "Centroid in MNI152 space, right.", "Units": "mm"},
+    "y_mni": {"Description": "Centroid in MNI152 space, anterior.", "Units": "mm"},
+    "z_mni": {"Description": "Centroid in MNI152 space, superior.", "Units": "mm"},
+    "moment_ppm_mm3": {
+        "Description": (
+            "Magnetic moment: susceptibility against the tissue around times volume, from a dipole "
+            "fitted to the unwrapped phase around the lesion. Positive is paramagnetic (blood), "
+            "negative diamagnetic (calcium). It does not grow with field strength or echo time."
+        ),
+        "Units": "ppm*mm^3",
+    },
+    "moment_sd_ppm_mm3": {
+        "Description": (
+            "Standard deviation of moment_ppm_mm3, from the fit, from fits where the scan shows no "
+            "lesion, and 12 % of the moment for what a dipole cannot describe."
+        ),
+        "Units": "ppm*mm^3",
+    },
+    "moment_status": {
+        "Description": "Whether a moment could be fitted, and if not why.",
+        "Levels": {
+            "fitted": "There is a moment",
+            "no_phase": "The scan has no phase",
+            "filtered_phase": "The scanner had filtered the phase, no one knows how",
+            "no_field_strength": "The sidecar gives no MagneticFieldStrength",
+            "few_voxels": "Too few voxels around the lesion are in the brain and have signal",
+        },
+    },
+    "moment_verdict": {
+        "Description": (
+            "Whether the sign of the moment agrees with the network's kind of lesion. For the "
+            "reader: it changes neither class nor count."
+        ),
+        "Levels": {
+            "agrees": "Same sign, at least 2 standard deviations from zero",
+            "unclear": "Within 2 standard deviations of zero",
+            "contradicts": "Opposite sign, at least 2 standard deviations from zero",
+        },
+    },
 }
 
 # Structures that reach across the midline; of all others a lesion is on one side.
@@ -274,6 +330,9 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
     "field_strength_t": {"Description": "Field strength of the scanner.", "Units": "T"},
     # No "Units": BIDS takes a column with units for numbers, and this is a list of them.
     "echo_times_ms": {"Description": "Echo times in milliseconds, separated by commas."},
+    "voxel_size_mm": {
+        "Description": "Edges of a voxel in millimetres, in the order of its axes, separated by x."
+    },
     "mask_source": {
         "Description": "Where the brain mask comes from.",
         "Levels": {
@@ -353,6 +412,12 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
             "Signal in the air along the phase-encoding direction from the brain beyond that in "
             "the air beside it, as a share of the brain's: ghosts of motion and flow. n/a where "
             "the image shows no air or where it was set to zero."
+        )
+    },
+    "parcellation": {
+        "Description": (
+            "File name of the user's own parcellation that named the regions before the built-in "
+            "atlas. n/a where the atlas alone did; qc_reason says why a given one was not used."
         )
     },
     **_wide_columns(),

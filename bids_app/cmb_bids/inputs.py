@@ -19,6 +19,7 @@ from typing import Any
 
 from cmb_bids import __version__
 from cmb_bids.errors import BadData, InputMissing, InvalidDataset, NothingMatched
+from cmb_bids.given_parcellations import choose_parcellation, find_parcellations
 from cmb_bids.naming import (
     ENTITIES,
     bids_uris,
@@ -47,7 +48,10 @@ LONGEST_LIST = 16  # sidecars of some converters hold thousands of numbers; they
 PERSONAL = ("Patient", "Accession", "StudyID", "StudyInstance", "SeriesInstance", "StudyDate",
             "AcquisitionDate", "Institution", "DeviceSerial", "StationName")  # fmt: skip
 # What the workflow must know of a scan before its first job runs.
-MANIFEST_KEYS = ("id", "folder", "prefix", "output_suffix", "kind", "raw", "mask", "source")
+MANIFEST_KEYS = ("id", "folder", "prefix", "output_suffix", "kind", "raw", "mask", "parcellation",
+                 "source")  # fmt: skip
+
+_MANIFEST_ONLY = ("raw", "mask", "parcellation", "source")
 
 REPORT = "report"  # pictures of a scan; its counts do not depend on it
 # The sections of the science configuration a stage reads. A change elsewhere leaves it alone.
@@ -56,7 +60,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "brain": ("brain",),
     "candidates": ("candidates",),
     "classify": ("network",),
-    "lesions": ("lesions", "network"),
+    "lesions": ("lesions", "network", "quality"),
     REPORT: ("swi",),
 }
 
@@ -634,7 +638,7 @@ def index_dataset(
     selection : Selection, optional
         Participants, sessions and filters.
     derivatives : sequence of Path
-        Derivative datasets that may hold brain masks.
+        Derivative datasets that may hold brain masks and parcellations.
     database_dir : Path, optional
         Where the walk is remembered; what has not been modified since is not read again.
     skip_validation : bool
@@ -666,11 +670,8 @@ def index_dataset(
         everything += len(found)
         found = [scan for scan in found if _is_selected(scan, selection)]
         name_outputs(found)
-        masks = find_masks(derivatives, participant)
+        warnings += _add_derivatives(found, derivatives, participant)
         for scan in found:
-            scan["mask"] = match_mask(scan, masks)
-            if derivatives and not scan["mask"]:
-                warnings.append(f"{scan['id']}: no brain mask in the derivatives given; making one")
             warnings += scan.pop("warnings")
         if not found:
             warnings.append(f"sub-{participant}: no scan to process")
@@ -682,6 +683,28 @@ def index_dataset(
             bids_dir, "no scan is left by the labels and filters", "Check them against the dataset"
         )
     return Index(scans, warnings, description)
+
+
+def _add_derivatives(
+    scans: Sequence[dict[str, Any]], derivatives: Sequence[Path], participant: str
+) -> list[str]:
+    """Add the user's own mask and parcellation to each scan; return what could not be used."""
+    masks = find_masks(derivatives, participant)
+    parcellations = find_parcellations(derivatives, participant)
+    sessions = len({scan["entities"].get("session") for scan in scans})
+    warnings = []
+    for scan in scans:
+        scan["mask"] = match_mask(scan, masks)
+        scan["parcellation"], refused = choose_parcellation(scan, parcellations, sessions)
+        if scan["parcellation"] is None and refused:
+            warnings += [f"{scan['id']}: {text}. The built-in atlas is used" for text in refused]
+            scan["parcellation"] = {"image": None, "refused": "; ".join(refused)}
+        elif derivatives and not scan["mask"] and not scan["parcellation"]:
+            warnings.append(
+                f"{scan['id']}: no brain mask and no parcellation in the derivatives given; "
+                "making the mask and using the built-in atlas"
+            )
+    return warnings
 
 
 def _is_selected(scan: Mapping[str, Any], selection: Selection) -> bool:
@@ -781,12 +804,12 @@ def write_scan_files(scan: Mapping[str, Any], manifest: Mapping[str, Any]) -> No
     bids_dir = manifest["bids_dir"]
     for stage, sections in STAGE_SECTIONS.items():
         content = {
-            **{key: value for key, value in scan.items() if key not in ("raw", "mask", "source")},
+            **{key: value for key, value in scan.items() if key not in _MANIFEST_ONLY},
             "sources": bids_uris(scan["raw"], bids_dir),
             "filename": anat,
             "source_filename": scan["source"],
             "mask": scan["mask"] if stage == "brain" else None,
-            "parcellation": None,
+            "parcellation": scan["parcellation"] if stage == "brain" else None,
             "config": {name: manifest["config"].get(name, {}) for name in sections},
             "version": manifest["version"],
             "random_seed": manifest["random_seed"],

@@ -8,7 +8,7 @@ depth), which is how a blurred sphere keeps its diameter. All lengths are mm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,8 +17,9 @@ import pandas as pd
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from cmb_bids.anatomy import label_lesions
+from cmb_bids.anatomy import Place, label_lesions, to_mni
 from cmb_bids.columns import LESION_COLUMNS
+from cmb_bids.moments import NO_PHASE, Phase, judge, measure_moments
 from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
 
 MICROBLEED = "microbleed"
@@ -29,7 +30,16 @@ POSSIBLE = "possible"
 
 FALLBACK_THRESHOLDS = {DEFINITE: 0.5, POSSIBLE: 0.2}  # for a model whose report states none
 
-REGION_COLUMNS = ["hemisphere", "mars_region", "mars_class", "bombs_region", "bombs_class"]
+REGION_COLUMNS = [
+    "hemisphere",
+    "mars_region",
+    "mars_class",
+    "bombs_region",
+    "bombs_class",
+    "structure",
+    "region_source",
+]
+MNI_COLUMNS = ["x_mni", "y_mni", "z_mni"]
 TABLE_COLUMNS = list(LESION_COLUMNS)
 
 
@@ -366,6 +376,9 @@ def segment_lesions(
     config: LesionConfig | None = None,
     model_thresholds: Mapping[str, float] | None = None,
     gate_passed: bool = True,
+    places: Mapping[int, Place] | None = None,
+    mni_affine: Sequence[Sequence[float]] | None = None,
+    phase: Phase | str = NO_PHASE,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Turn classified candidates into lesions with an extent, a size and a place.
 
@@ -392,6 +405,12 @@ def segment_lesions(
         ``definite`` and ``possible`` thresholds of the model.
     gate_passed : bool
         Whether the brain mask can be trusted; if not, no lesion is counted.
+    places : mapping, optional
+        What codes in ``regions`` stand for, where a parcellation came before the atlas.
+    mni_affine : (4, 4) nested sequence, optional
+        Scanner to MNI152 mm; without it MNI coordinates are missing.
+    phase : Phase or str
+        What magnetic moments are fitted to, or why they cannot be.
 
     Returns
     -------
@@ -431,7 +450,14 @@ def segment_lesions(
     )
     # `found` is sorted, so the first member of a group is its most probable one.
     table = pd.DataFrame([rows[group[0]] for group in groups])
-    table = _complete(table, _measure(labels, len(groups), affine), affine, regions)
+    table = _complete(table, _measure(labels, len(groups), affine))
+    points = table[["x", "y", "z"]].to_numpy(dtype=float)
+    table[MNI_COLUMNS] = to_mni(points, mni_affine).round(2)
+    if regions is None:
+        table = table.assign(**dict.fromkeys(REGION_COLUMNS, None))
+    else:
+        table[REGION_COLUMNS] = label_lesions(points, regions, affine, places)[REGION_COLUMNS]
+    table = _add_moments(table, labels, phase, normalized, brain, affine)
     within = table["diameter_mm"].between(config.minimum_diameter_mm, config.maximum_diameter_mm)
     table["counted"] = within.to_numpy() & gate_passed
     return table[["lesion_class", *TABLE_COLUMNS]], labels
@@ -461,10 +487,8 @@ def _point_blob(point: np.ndarray, shape: tuple[int, ...]) -> Blob:
     return Blob(origin, one.astype(bool), one, seed)
 
 
-def _complete(
-    table: pd.DataFrame, measured: pd.DataFrame, affine: np.ndarray, regions: np.ndarray | None
-) -> pd.DataFrame:
-    """Add index, name, measures and regions to the rows of the lesions."""
+def _complete(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """Add index, name and measures to the rows of the lesions."""
     table = table.drop(columns=["x", "y", "z"]).reset_index(drop=True)
     table = pd.concat([table, measured], axis=1)
     table["index"] = np.arange(1, len(table) + 1)
@@ -473,10 +497,30 @@ def _complete(
     ]
     for column in ("probability", "p_calcification"):
         table[column] = table[column].round(4)
-    if regions is None:
-        return table.assign(**dict.fromkeys(REGION_COLUMNS, None))
-    places = label_lesions(table[["x", "y", "z"]].to_numpy(dtype=float), regions, affine)
-    return pd.concat([table, places[REGION_COLUMNS].reset_index(drop=True)], axis=1)
+    return table
+
+
+def _add_moments(
+    table: pd.DataFrame,
+    labels: np.ndarray,
+    phase: Phase | str,
+    magnitude: np.ndarray,
+    brain: np.ndarray,
+    affine: np.ndarray,
+) -> pd.DataFrame:
+    """Add the magnetic moments, and whether they agree with the network's classes."""
+    points = table[["x", "y", "z"]].to_numpy(dtype=float)
+    moments = measure_moments(points, labels, phase, magnitude, brain, affine)
+    moments["moment_verdict"] = [
+        judge(moment, sd, kind == MICROBLEED)
+        for moment, sd, kind in zip(
+            moments["moment_ppm_mm3"],
+            moments["moment_sd_ppm_mm3"],
+            table["lesion_class"],
+            strict=True,
+        )
+    ]
+    return pd.concat([table, moments], axis=1)
 
 
 def split_class(

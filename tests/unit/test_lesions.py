@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from cmb_bids.anatomy import Place
 from cmb_bids.lesions import (
     CALCIFICATION,
     DEFINITE,
@@ -270,11 +271,31 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_the_table_has_the_columns_that_users_rely_on():
-    assert TABLE_COLUMNS == [
+    assert TABLE_COLUMNS[:16] == [
         "index", "name", "x", "y", "z", "probability", "p_calcification", "certainty", "counted",
         "diameter_mm", "volume_mm3", "hemisphere", "mars_region", "mars_class", "bombs_region",
         "bombs_class",
     ]  # fmt: skip
+    later = {"structure", "region_source", "x_mni", "y_mni", "z_mni"}
+    assert later <= set(TABLE_COLUMNS[16:])
+
+
+def test_a_lesion_has_a_structure_of_the_parcellation_and_mni_coordinates():
+    image, points = draw(ISOTROPIC, [((0, 0, 0), 4.0)])
+    regions = np.full(image.shape, 1000, np.int16)
+    places = {1000: Place(111, "Right-Cerebral-White-Matter", "parcellation+atlas")}
+    to_mni = np.diag([2.0, 1.0, 1.0, 1.0])
+    table, _ = segment(
+        image, ISOTROPIC, points, regions=regions, places=places, mni_affine=to_mni.tolist()
+    )
+    row = table.iloc[0]
+    assert (row["structure"], row["region_source"]) == places[1000][1:]
+    assert (row["hemisphere"], row["mars_region"], row["mars_class"]) == (
+        "right", "frontal", "lobar",
+    )  # fmt: skip
+    assert row["x_mni"] == pytest.approx(2 * row["x"], abs=0.02)
+    bare, _ = segment(image, ISOTROPIC, points)
+    assert bare[["structure", "x_mni"]].isna().all().all()
 
 
 @settings(max_examples=20, deadline=None)

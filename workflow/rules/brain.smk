@@ -1,10 +1,12 @@
 """Where the brain is, and which part of it."""
 
 
-def given_mask(wildcards):
-    """The mask from --derivatives, where there is one; it is named in the scan's file."""
-    mask = scan_of(wildcards)["mask"]
-    return [mask] if mask else []
+def given_files(wildcards):
+    """Mask and parcellation from --derivatives, where there are any; the scan's file names them."""
+    scan = scan_of(wildcards)
+    parcellation = scan["parcellation"] or {}
+    given = [scan["mask"], parcellation.get("image"), parcellation.get("table")]
+    return [path for path in given if path]
 
 
 rule brain:
@@ -12,7 +14,7 @@ rule brain:
     input:
         scan=scan_file("brain"),
         magnitude=magnitude,
-        raw=given_mask,
+        raw=given_files,
     output:
         mask=f"{OUT}/{{folder}}/anat/{{prefix}}_desc-brain_mask.nii.gz",
         brain_sidecar=f"{OUT}/{{folder}}/anat/{{prefix}}_desc-brain_mask.json",

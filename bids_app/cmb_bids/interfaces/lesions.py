@@ -17,6 +17,7 @@ from nipype.interfaces.base import (
 from cmb_bids.burden import summarise_scan
 from cmb_bids.columns import LESION_COLUMNS, PASS
 from cmb_bids.errors import BadData, UsageError
+from cmb_bids.interfaces.brain import read_places
 from cmb_bids.lesions import (
     CALCIFICATION,
     MICROBLEED,
@@ -25,6 +26,7 @@ from cmb_bids.lesions import (
     segment_lesions,
     split_class,
 )
+from cmb_bids.moments import NO_PHASE, Phase, describe_phase
 from cmb_bids.quality import QualityConfig, find_phase_encoding, measure_quality
 from cmb_bids.volumes import (
     Volume,
@@ -35,6 +37,7 @@ from cmb_bids.volumes import (
     write_json,
     write_table,
     write_volume,
+    voxel_sizes,
 )
 
 _REMEDY = "Remove the scan's intermediate files and run again"
@@ -53,7 +56,7 @@ class _LesionsInputSpec(BaseInterfaceInputSpec):
     phase_report = File(exists=True, desc="report of the phase or magnitude stage")
     swi = File(exists=True, desc="susceptibility-weighted image (absent: magnitude only)")
     highpass = File(exists=True, desc="high-pass filtered phase, radians; not read yet")
-    unwrapped = File(exists=True, desc="unwrapped phase, radians; not read yet")
+    unwrapped = File(exists=True, desc="unwrapped phase, radians, right-handed: magnetic moments")
     out_microbleeds_image = traits.Str(mandatory=True, desc="label image to write")
     out_microbleeds_table = traits.Str(mandatory=True, desc="table to write")
     out_calcifications_image = traits.Str(mandatory=True, desc="label image to write")
@@ -98,6 +101,9 @@ class Lesions(SimpleInterface):
         normalized = read_volume(self.inputs.normalized)
         shape = normalized.data.shape
         candidates, probabilities = read_table(self.inputs.candidates), self._read_probabilities()
+        phase_report = (
+            read_json(self.inputs.phase_report) if isdefined(self.inputs.phase_report) else {}
+        )
         table, labels = segment_lesions(
             candidates,
             probabilities,
@@ -109,14 +115,14 @@ class Lesions(SimpleInterface):
             config=config,
             model_thresholds=thresholds,
             gate_passed=brain_report.get("gate") == PASS,
+            places=read_places(brain_report),
+            mni_affine=brain_report.get("mni_affine"),
+            phase=self._read_phase(scan, phase_report, shape),
         )
         microbleeds, microbleed_labels = split_class(table, labels, MICROBLEED)
         calcifications, calcification_labels = split_class(table, labels, CALCIFICATION)
-        phase_report = (
-            read_json(self.inputs.phase_report) if isdefined(self.inputs.phase_report) else {}
-        )
         row = summarise_scan(
-            scan,
+            {**scan, "voxel_size_mm": voxel_sizes(normalized.affine).tolist()},
             microbleeds,
             calcifications,
             candidates.merge(probabilities, on="index"),
@@ -135,6 +141,16 @@ class Lesions(SimpleInterface):
         for name in self.output_spec().copyable_trait_names():
             self._results[name] = getattr(self.inputs, name)
         return runtime
+
+    def _read_phase(
+        self, scan: dict[str, Any], phase_report: dict[str, Any], shape: tuple[int, ...]
+    ) -> Phase | str:
+        """Unwrapped phase for the magnetic moments, or why there is none."""
+        found = describe_phase(phase_report, scan.get("field_strength_t"))
+        if isinstance(found, str) or not isdefined(self.inputs.unwrapped):
+            return found if isinstance(found, str) else NO_PHASE
+        radians, wrapped = found
+        return Phase(read_on_grid(self.inputs.unwrapped, shape), radians, wrapped)
 
     def _measure_quality(self, scan: dict[str, Any], normalized: Volume) -> dict[str, Any]:
         """Quality of the magnitude, or of the bias-corrected one where no other was given."""
