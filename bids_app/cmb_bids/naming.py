@@ -244,6 +244,7 @@ Made by cmb-bids from the BIDS dataset "{name}". For research; not a medical dev
 - `*_desc-swi_*`, `*_desc-minip_*`, `*_part-phase_desc-unwrapped_*`, `*_part-phase_desc-highpass_*`,
   `*_desc-brain_mask`: the images the lesions were found on. Phase is in radians, right-handed
   (paramagnetic positive).
+- `sub-*.html` with `sub-*/[ses-*/]figures`: each scan in pictures. `group.html`: the cohort.
 - `phenotype/microbleeds.tsv`, `group_microbleeds.csv`: totals of the group level.
 - `logs/scans`: what was done to each scan, by stage. Keep it: a re-run uses it to do only what is
   missing or changed. `logs/<run>`: messages of one run. `work`: may be deleted at any time.

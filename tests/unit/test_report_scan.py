@@ -331,6 +331,20 @@ def test_a_damaged_table_costs_the_page_only(tmp_path, caplog):
     assert json.loads((state / "scan_row.json").read_text())["cmb_definite"] == 1
 
 
+def test_a_moment_is_shown_and_a_sign_that_contradicts_is_said(tmp_path):
+    output = tmp_path / "out"
+    anat, _ = write_scan(output)
+    table = lesion_rows().assign(
+        moment_ppm_mm3=[14.2, None], moment_sd_ppm_mm3=[2.1, None],
+        moment_verdict=["contradicts", None],
+    )  # fmt: skip
+    write_table(anat / "sub-01_desc-cmb_dseg.tsv", table)
+    draw(output)
+    captions = Outline(page_of(output)).inside("figcaption")
+    assert "magnetic moment 14 ± 2.1 ppm mm³, whose sign contradicts the kind" in captions[1]
+    assert "moment" not in captions[2]
+
+
 def test_methods_are_paragraphs_and_lists():
     blocks = read_methods("# Methods\n\nOne\ntwo.\n\n## References\n\n- A\n- B\n")
     assert [block.kind for block in blocks] == ["text", "text", "bullets"]

@@ -28,6 +28,7 @@ from cmb_bids.report.tiles import MOST_TILES, png_size, tiles_of
 from cmb_bids.volumes import read_json, read_table
 
 MICROBLEEDS, CALCIFICATIONS = "cmb", "calcification"
+CONTRADICTS = "contradicts"  # of the column moment_verdict
 # Columns of the scans table that the page shows in its own words, or that are counts by region.
 _TOLD = ("filename", "qc_status", "qc_reason")
 _BY_REGION = ("mars_", "bombs_")
@@ -53,6 +54,9 @@ HEADINGS = {
     "p_calcification": "P(calcification)",
     "diameter_mm": "diameter (mm)",
     "volume_mm3": "volume (mm³)",
+    "moment_ppm_mm3": "moment (ppm mm³)",
+    "moment_sd_ppm_mm3": "its standard deviation",
+    "moment_verdict": "sign of the moment",
     "hemisphere": "side",
     "mars_region": "region (MARS)",
     "mars_class": "class (MARS)",
@@ -234,7 +238,8 @@ def _lesions(scan: ScanReport, kind: str, word: str) -> list[Block]:
     if kind in scan.figures:
         text = (
             "Columns: axial, coronal, sagittal, 24 mm wide; the bar is 5 mm. Phase is bright where "
-            "it is positive: in the axial plane blood is bright in its middle, calcium dark."
+            "it is positive: in the axial plane blood is bright in its middle, calcium dark. A "
+            "magnetic moment is positive for blood and negative for calcium."
         )
         figures = [
             Figure(_describe(row, word), _describe(row, word), source=scan.figures[kind], tile=tile)
@@ -252,6 +257,11 @@ def _describe(row: Mapping[str, Any], word: str) -> str:
     text = f"{word.capitalize()} {row['index']}, {row.get('certainty') or 'n/a'}"
     chance = row.get("probability" if word == "microbleed" else "p_calcification")
     text += f": probability {show(chance, 2)}, {show(row.get('diameter_mm'), 2)} mm, {place}"
+    if row.get("moment_ppm_mm3") is not None:
+        moment, deviation = (show(row.get(f"moment_{n}ppm_mm3"), 2) for n in ("", "sd_"))
+        text += f", magnetic moment {moment} ± {deviation} ppm mm³"
+    if row.get("moment_verdict") == CONTRADICTS:
+        text += ", whose sign contradicts the kind"
     return text + (", not counted" if is_not_counted(row) else "")
 
 
