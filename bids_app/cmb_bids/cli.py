@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="derivative datasets with brain masks (*_desc-brain_mask.nii.gz) to use",
+        help="derivative datasets (or FreeSurfer's folder) with brain masks and parcellations to use",
     )
     add("--bids-database-dir", type=Path, metavar="DIR", help="where to remember the index")
     add("--skip-bids-validation", action="store_true", help="do not insist on a valid dataset")
@@ -157,8 +157,7 @@ def run_participant(
 
     started = time.time()
     config = run.load_config(options.config_file)
-    name = run.new_run_name()
-    manifest = run.prepare(_settings(options), config, name)
+    manifest = run.prepare(_settings(options), config, run.new_run_name())
     log_dir = Path(manifest["log_dir"])
     if options.boilerplate_only:
         run.write_dataset_files(manifest)
@@ -166,9 +165,25 @@ def run_participant(
         print(f"Methods text: {options.output_dir / 'logs' / 'CITATION.md'}")
         return 0
     if options.reports_only:
-        manifest = run.select_complete(manifest)
-    work_dir = Path(manifest["work_dir"])
-    run_dir = work_dir / "runs" / name
+        manifest = run.select_for_reports(manifest)
+    try:
+        status = _process(options, extra, manifest)
+    finally:
+        if options.dry_run:
+            shutil.rmtree(log_dir, ignore_errors=True)
+        else:
+            pages_only = options.reports_only
+            failures = run.finish_pages(manifest, set()) if pages_only else run.finish(manifest)
+            run.write_provenance(manifest, arguments, started)
+    return status if options.dry_run else _report(manifest, failures, status)
+
+
+def _process(options: argparse.Namespace, extra: Sequence[str], manifest: dict[str, Any]) -> int:
+    """Run Snakemake on the scans of a manifest; returns its exit status."""
+    from cmb_bids import run
+
+    work_dir, log_dir = Path(manifest["work_dir"]), Path(manifest["log_dir"])
+    run_dir = work_dir / "runs" / manifest["run"]
     run_dir.mkdir(parents=True)
     command = run.snakemake_command(
         log_dir / "manifest.json",
@@ -184,16 +199,11 @@ def run_participant(
     try:
         if options.dry_run:
             return run.show_dry_run(command, environment)
-        run.write_dataset_files(manifest)
-        status = run.run_snakemake(command, log_dir / "snakemake.log", environment)
+        if not options.reports_only:  # the methods text stays that of the results
+            run.write_dataset_files(manifest)
+        return run.run_snakemake(command, log_dir / "snakemake.log", environment)
     finally:
-        if options.dry_run:
-            shutil.rmtree(log_dir, ignore_errors=True)
-        else:
-            failures = run.finish(manifest)
-            run.write_provenance(manifest, arguments, started)
         run.clean_up(run_dir, work_dir)
-    return _report(manifest, failures, status)
 
 
 def _settings(options: argparse.Namespace) -> Any:
