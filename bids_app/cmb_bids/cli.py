@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="derivative datasets (or FreeSurfer's folder) with brain masks and parcellations to use",
+        help="datasets (or FreeSurfer's folder) with brain masks and parcellations to use",
     )
     add("--bids-database-dir", type=Path, metavar="DIR", help="where to remember the index")
     add("--skip-bids-validation", action="store_true", help="do not insist on a valid dataset")
