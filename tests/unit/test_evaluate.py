@@ -314,6 +314,17 @@ def test_froc_matches_again_at_every_threshold():
     assert steps.false.tolist() == [0, 1]
 
 
+def test_second_candidate_on_a_lesion_is_not_false():
+    base = cohort()
+    two = points((0, 1, 0), (0, 2, 0), (50, 0, 0), scan="b", probability=[0.9, 0.8, 0.1])
+    base.candidates = two
+    result = evaluate_cohort(base, samples=0)
+    curve = result["froc_curve"].query("basis == 'candidates'")
+    assert curve["false_positives_per_scan"].max() == pytest.approx(1 / 3)
+    # Said .9 (right) and .1 (wrong); the second on the lesion is not judged.
+    assert result["metrics"]["candidate_brier_score"] == pytest.approx((0.01 + 0.01) / 2)
+
+
 @given(truth=clouds, found=clouds, seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_steps_are_what_matching_at_that_threshold_gives(truth, found, seed):

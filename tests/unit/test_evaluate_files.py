@@ -345,6 +345,18 @@ def test_field_strength_from_the_raw_dataset_where_the_tool_does_not_say(folders
     assert cohort.scans["field_strength_t"].dropna().tolist() == [1.5, 3.0]
 
 
+def test_candidates_get_the_probabilities_that_the_network_gave(folders):
+    derivatives, labels = folders
+    table = derivatives / "sub-01/anat/sub-01_acq-ukb_desc-candidates_dseg.tsv"
+    write_table(table, read_table(table).assign(index=[4, 3, 2, 1]))
+    kept = derivatives / "logs/scans/sub-01/sub-01_acq-ukb/probabilities.tsv"
+    write_table(kept, pd.DataFrame({"index": [1, 2, 3, 4], "p_microbleed": [0.1, 0.2, 0.3, 0.9]}))
+    result = evaluate_derivatives(derivatives, labels, samples=5)
+    assert result["scored"].matched.candidates["probability"].tolist() == [0.9, 0.3, 0.2, 0.1]
+    assert set(result["froc"]["basis"]) == {"listed", "candidates"}
+    assert result["lesions"]["candidate_probability"].tolist()[:2] == [0.9, 0.3]
+
+
 def test_simulated_labels_are_said_to_be_simulated(folders):
     description = {"GeneratedBy": [{"Name": "cmb-lab simulate"}]}
     write_json(folders[1] / "dataset_description.json", description)

@@ -29,8 +29,10 @@ from cmb_bids.evaluate.points import (
     read_points,
     with_kind,
 )
+from cmb_bids.volumes import read_table
 
 SCORED = "scored"
+PROBABILITIES = "probabilities.tsv"  # of the candidates, by their index
 WITHOUT_RESULT, NOT_COUNTED = "without_result", "not_counted"
 WITHOUT_LABELS, UNREADABLE = "without_labels", "unreadable"
 
@@ -74,6 +76,8 @@ class _Reader:
         for kind, one in files.items():
             grid = None if one.image or one.table is None else self._grid(scan, one.table)
             points = read_points(one.table, one.image, grid, measure=kind != CANDIDATE)
+            if kind == CANDIDATE and one.table is not None:
+                points = self._judged(points, one.table)
             parts.append(with_kind(points, kind).assign(**_identity(scan)))
         return stack(parts)
 
@@ -82,6 +86,16 @@ class _Reader:
         own = [root for root in self.roots if root in table.parents]
         others = [root for root in self.roots if root not in own]
         return _any_image([*own, *others], scan)
+
+    def _judged(self, candidates: pd.DataFrame, table: Path) -> pd.DataFrame:
+        """Candidates with what the network said of each, where a cmb-bids output kept it."""
+        root = next(root for root in self.roots if root in table.parents)
+        folder = table.relative_to(root).parent.parent  # above anat
+        kept = root / "logs" / "scans" / folder / table.name.split("_desc-")[0] / PROBABILITIES
+        if "probability" in candidates or "index" not in candidates or not kept.is_file():
+            return candidates
+        said = read_table(kept).rename(columns={"p_microbleed": "probability"})
+        return candidates.merge(said[["index", "probability"]], on="index", how="left")
 
     def leave_out(self, scan: str, status: str, reason: str, lesions: int | None = None) -> None:
         """List a scan that is not scored."""

@@ -35,7 +35,8 @@ class Matched:
 
     ``lesions``: labelled microbleeds with ``outcome``, ``distance_mm``, ``partner`` and
     ``has_candidate``. ``detections``: definite ones with ``outcome``. ``listed``: definite and
-    possible ones with ``outcome`` of a matching of their own. ``candidates`` with ``outcome``.
+    possible ones with ``outcome`` of a matching of their own. ``candidates`` with ``outcome``;
+    a second one on a lesion is ignored.
     ``calcifications``: labelled ones with ``called`` (microbleed), ``recognised`` (as a
     calcification) and ``has_candidate``. Scans of one derivative, in one order throughout.
     """
@@ -65,6 +66,10 @@ def match_cohort(cohort: Cohort, distance_mm: float = MATCHING_DISTANCE_MM) -> M
     listed = match_scans(scans, lesions, found[counted_detections(found)], distance_mm)[1]
     near, candidates = match_scans(scans, lesions, cohort.candidates, distance_mm)
     truth["has_candidate"] = (near["outcome"] == HIT).to_numpy()
+    # Candidates are not merged yet: a second one on a lesion says nothing false.
+    distance, _ = nearest(candidates, lesions[~lesions["ignored"]])
+    second = (candidates["outcome"] == FALSE) & (distance <= distance_mm)
+    candidates.loc[second, "outcome"] = IGNORED
     calcified = _of_kind(cohort.truth, CALCIFICATION)
     for column, points in (
         ("recognised", cohort.calcifications),

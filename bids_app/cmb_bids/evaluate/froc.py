@@ -37,6 +37,7 @@ def scan_steps(
     points: np.ndarray,
     probability: np.ndarray,
     distance_mm: float = MATCHING_DISTANCE_MM,
+    seconds_count: bool = True,
 ) -> Steps:
     """Match one scan at every threshold.
 
@@ -52,10 +53,15 @@ def scan_steps(
     points : (m, 3) array
     probability : (m,) array
     distance_mm : float
+    seconds_count : bool
+        Whether a second detection on a lesion is false. Of candidates it is not: they are merged
+        later.
     """
     order = np.argsort(-probability, kind="stable")
     points, probability, excused = points[order], probability[order], excused[order]
     near = within_reach(lesions, np.full(len(lesions), distance_mm), points)
+    if not seconds_count:
+        excused = excused | near
     ends = np.flatnonzero(np.diff(probability, append=-np.inf)) + 1  # ties enter together
     hits, false = np.zeros(len(ends)), np.zeros(len(ends))
     paired, before = np.zeros(len(points), dtype=bool), 0
@@ -75,6 +81,7 @@ def all_steps(
     lesions: pd.DataFrame,
     detections: pd.DataFrame,
     distance_mm: float = MATCHING_DISTANCE_MM,
+    seconds_count: bool = True,
 ) -> list[Steps]:
     """`scan_steps` of each scan; detections without a probability are left out."""
     detections = detections[detections["probability"].notna()]
@@ -88,9 +95,8 @@ def all_steps(
         mine, there = lesions_of.get(scan, none), points_of.get(scan, none)
         counted, out = mine[~ignored[mine]], mine[ignored[mine]]
         excused = within_reach(centres[out], reach[out], points[there])
-        steps.append(
-            scan_steps(centres[counted], excused, points[there], probability[there], distance_mm)
-        )
+        found = (excused, points[there], probability[there])
+        steps.append(scan_steps(centres[counted], *found, distance_mm, seconds_count))
     return steps
 
 
@@ -100,6 +106,7 @@ def froc_sums(
     detections: pd.DataFrame,
     distance_mm: float = MATCHING_DISTANCE_MM,
     prefix: str = "",
+    seconds_count: bool = True,
 ) -> tuple[np.ndarray, Sums]:
     """Hits and false positives of each scan at the thresholds of all.
 
@@ -110,6 +117,8 @@ def froc_sums(
     distance_mm : float
     prefix : str
         Put before the names.
+    seconds_count : bool
+        As `scan_steps`.
 
     Returns
     -------
@@ -118,7 +127,7 @@ def froc_sums(
     sums : dict
         (scans, t) arrays ``froc_hits`` and ``froc_false``.
     """
-    steps = all_steps(scans, lesions, detections, distance_mm)
+    steps = all_steps(scans, lesions, detections, distance_mm, seconds_count)
     levels = [one.levels for one in steps]
     thresholds = np.unique(np.concatenate(levels))[::-1] if levels else np.zeros(0)
     if len(thresholds) > MOST_THRESHOLDS:

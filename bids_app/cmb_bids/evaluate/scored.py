@@ -56,7 +56,9 @@ def score_cohort(cohort: Cohort, distance_mm: float = MATCHING_DISTANCE_MM) -> S
     ):
         if "probability" in points and points["probability"].notna().any():
             sums |= calibration_sums(scans, points, prefix)
-            thresholds[basis], curve = froc_sums(scans, lesions, points, distance_mm, prefix)
+            thresholds[basis], curve = froc_sums(
+                scans, lesions, points, distance_mm, prefix, seconds_count=basis == "listed"
+            )
             sums |= curve
     people = participant_sums(sums, scans["participant_id"])
     return Scored(cohort, matched, sums, people, thresholds)
