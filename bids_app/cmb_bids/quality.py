@@ -47,7 +47,7 @@ class QualityConfig:
         Share of the brain's signal.
     """
 
-    minimum_signal_to_noise: float = 8.0
+    minimum_signal_to_noise: float = 10.0
     maximum_residual_phase_rad: float = 0.5
     maximum_phase_jump_share: float = 0.02
     maximum_phase_missing_share: float = 0.02

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmb_bids.anatomy import RIGHT, STRUCTURES, label_lesions
@@ -188,6 +188,7 @@ def test_patterns(counts, pattern):
     assert name_pattern(*counts) == pattern
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_the_number_of_lesions_is_distributed_as_enumeration_says(probabilities):
     expected = np.zeros(len(probabilities) + 1)
@@ -216,6 +217,7 @@ def test_every_column_has_a_description():
 SIDES = st.sampled_from(["left", "right", "midline", None])
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -309,6 +311,7 @@ def test_nothing_that_could_count_is_no_expected_microbleed():
     assert estimate_count(chances_of_microbleeds(none, NO_CANDIDATES)) == expected
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=30))
 def test_more_microbleeds_are_never_likelier_than_fewer(chances):
     estimate = estimate_count(np.array(chances))
