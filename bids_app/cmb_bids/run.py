@@ -628,13 +628,17 @@ class Failure:
     message: str
 
 
+def has_outputs(scan: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether every output of a scan is there, whatever it was made with."""
+    output_dir = Path(manifest["output_dir"])
+    return all((output_dir / name).is_file() for name in naming.scan_outputs(scan))
+
+
 def is_complete(scan: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     """Whether every output of a scan is there and none is older than what it was made from."""
-    output_dir = Path(manifest["output_dir"])
-    outputs = [output_dir / name for name in naming.scan_outputs(scan)]
-    if not all(path.is_file() for path in outputs):
+    if not has_outputs(scan, manifest):
         return False
-    state = scan_state(output_dir, scan)
+    state = scan_state(Path(manifest["output_dir"]), scan)
     stages = [stage for stage in STAGE_SECTIONS if stage != REPORT]
     sources = [state / f"{scan['kind']}_{stage}.json" for stage in stages]
     newest = max(path.stat().st_mtime_ns for path in sources)
@@ -660,15 +664,26 @@ def finish(manifest: Mapping[str, Any]) -> list[Failure]:
             (scan_state(output_dir, scan) / "scan_row.json").unlink(missing_ok=True)
             failures.append(_failure(scan, manifest))
             broken.add(scan["folder"])
-        elif not has_pictures(scan, manifest):
+    for folder in sorted(broken):
+        write_scans_table(output_dir, folder)
+    return [*failures, *finish_pages(manifest, {folder.partition("/")[0] for folder in broken})]
+
+
+def finish_pages(manifest: Mapping[str, Any], broken: set[str]) -> list[Failure]:
+    """Put the pages right; say which scans that were counted have no pictures.
+
+    ``broken``: participants with a scan that failed.
+    """
+    output_dir = Path(manifest["output_dir"])
+    people = sorted({scan["folder"].partition("/")[0] for scan in manifest["scans"]})
+    write_stale_pages(output_dir, people, broken)
+    write_participants(Path(manifest["bids_dir"]), output_dir)
+    failures = []
+    for scan in manifest["scans"]:
+        if has_outputs(scan, manifest) and not has_pictures(scan, manifest):
             failure = _failure(scan, manifest)
             message = f"counted, but without pictures on its page: {failure.message}"
             failures.append(replace(failure, message=message))
-    for folder in sorted(broken):
-        write_scans_table(output_dir, folder)
-    people = sorted({scan["folder"].partition("/")[0] for scan in manifest["scans"]})
-    write_stale_pages(output_dir, people, {folder.partition("/")[0] for folder in broken})
-    write_participants(Path(manifest["bids_dir"]), output_dir)
     return failures
 
 
@@ -696,16 +711,18 @@ def _has_ended(log: Path, scan: Mapping[str, Any], manifest: Mapping[str, Any]) 
     return record.is_file() and record.stat().st_mtime_ns >= log.stat().st_mtime_ns
 
 
-def select_complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with complete scans only, also on disk.
+def select_for_reports(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with those scans that have results, also on disk.
+
+    Results that were made with other settings are shown as they are.
 
     Raises
     ------
     InputMissing
-        There is none.
+        There are none.
     """
-    complete = [scan for scan in manifest["scans"] if is_complete(scan, manifest)]
-    if not complete:
+    found = [scan for scan in manifest["scans"] if has_outputs(scan, manifest)]
+    if not found:
         shutil.rmtree(manifest["log_dir"], ignore_errors=True)
         raise InputMissing(
             manifest["output_dir"],
@@ -713,9 +730,11 @@ def select_complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
             "Run the participant level without --reports-only first",
         )
     for scan in manifest["scans"]:
-        if scan not in complete:
-            logger.warning("%s is not complete: no page of it is made", scan["id"])
-    selected = {**manifest, "scans": complete}
+        if scan not in found:
+            logger.warning("%s is not complete: it has no page", scan["id"])
+        elif not is_complete(scan, manifest):
+            logger.warning("%s: the settings have changed since it was processed", scan["id"])
+    selected = {**manifest, "scans": found}
     write_json(Path(manifest["log_dir"]) / "manifest.json", selected)
     return selected
 

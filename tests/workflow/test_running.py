@@ -304,8 +304,11 @@ def test_reports_only_makes_tables_and_pages_anew_and_nothing_else(tmp_path):
     for path in (table, page, picture):
         path.unlink()
     images = {name: at for name, at in files(output).items() if name.suffix == ".gz"}
-    code, said = cmb_bids(root, output, "participant", "--reports-only")
+    config = tmp_path / "config.yaml"
+    config.write_text("lesions: {maximum_diameter_mm: 8.0}\n")
+    code, said = cmb_bids(root, output, "participant", "--reports-only", "--config-file", config)
     assert code == 0, said
+    assert "sub-01_T2starw: the settings have changed" in said
     assert "sub-02_T2starw is not complete" in said
     assert "1 of 1 scans complete" in said
     assert {path: path.read_text() for path in (table, page)} == before
