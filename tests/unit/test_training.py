@@ -113,8 +113,21 @@ def test_calibration_recovers_temperature_prior_and_weight_of_the_score():
 
 def test_thresholds_are_ordered():
     cases = [scored([0.95, 0.7, 0.5, 0.3, 0.05], [0, 0, 2, 0, 2])]
-    definite, possible = choose_thresholds(cases)
-    assert 0 < possible < definite < 1
+    for probabilities in (True, False):
+        definite, possible = choose_thresholds(cases, probabilities)
+        assert 0 < possible < definite < 1
+
+
+def test_threshold_is_half_the_best_f1_or_where_it_is_best():
+    # Three lesions; from .6 on two calls, both right: F1 is 4 / 5 there, and lower elsewhere.
+    cases = [scored([0.9, 0.6, 0.55, 0.01], [0, 0, 2, 0])]
+    assert choose_thresholds(cases)[0] == pytest.approx(0.4)
+    assert 0.55 < choose_thresholds(cases, probabilities=False)[0] <= 0.6
+
+
+def test_thresholds_of_cases_without_lesions_call_little():
+    assert choose_thresholds([scored([0.9, 0.1], [2, 2])])[0] >= 0.2
+    assert choose_thresholds([scored([], [])])[0] >= 0.2
 
 
 def test_batches_hold_fixed_shares():

@@ -18,6 +18,8 @@ from cmb_bids.training.shards import Case
 
 FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FROC is read
 CALIBRATION_BINS = 10
+GRID = np.round(np.arange(0.02, 0.96, 0.01), 2)  # thresholds that are tried
+LOWEST_DEFINITE = 0.2
 SIZE_EDGES_MM = (0.0, 1.5, 2.0, 3.0, np.inf)  # of the lesion's core
 RIDGE = 1e-2  # on the calibration's five numbers, in candidates: decides only where data do not
 
@@ -116,26 +118,54 @@ def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, in
     return np.concatenate(scores), np.concatenate(hits), lesions
 
 
-def choose_thresholds(cases: Sequence[ScoredCase]) -> tuple[float, float]:
-    """Definite and possible thresholds.
+def choose_thresholds(
+    cases: Sequence[ScoredCase], probabilities: bool = True
+) -> tuple[float, float]:
+    """Definite and possible thresholds: for the best F1, and for the best F2 (misses weigh more).
 
-    Definite is where F1 is highest; possible, where F2 is (misses weigh more), but lower by at
-    least a third, so that there is room between the two.
+    Where F is highest on a few dozen lesions is mostly chance. How high it is there is not, and
+    for calibrated probabilities the threshold that maximises F is F / (1 + beta^2) at its maximum:
+    half of F1, a fifth of F2 (Lipton et al., ECML 2014). `tools/measure_thresholds.py` shows what
+    that buys. Possible is lower than definite by at least a third, so that there is room between.
+
+    Parameters
+    ----------
+    cases : sequence of ScoredCase
+        For calibration, never for testing.
+    probabilities : bool, optional
+        Whether the scores are calibrated probabilities; if not, the thresholds are where F is
+        highest.
     """
     scores, hits, lesions = pooled_hits(cases)
-    grid = np.round(np.arange(0.02, 0.96, 0.01), 2)
+    grid = GRID if probabilities else _levels(scores)
+    chosen = {}
+    for beta in (1.0, 2.0):
+        curve = f_curve(scores, hits, lesions, beta, grid)
+        chosen[beta] = float(curve.max() / (1 + beta**2) if probabilities else grid[curve.argmax()])
+    if not probabilities:
+        return chosen[1.0], min(chosen[2.0], chosen[1.0] * 2 / 3)
+    definite = round(max(chosen[1.0], LOWEST_DEFINITE), 3)
+    return definite, round(min(max(chosen[2.0], GRID[0]), definite * 2 / 3), 3)
 
-    def f_beta(threshold: float, beta: float) -> float:
-        called = scores >= threshold
-        true = (hits & called).sum()
-        weight = beta**2
-        below = weight * lesions + called.sum()
-        return float((1 + weight) * true / below) if below else 0.0
 
-    definite = float(grid[np.argmax([f_beta(t, 1.0) for t in grid])])
-    possible = float(grid[np.argmax([f_beta(t, 2.0) for t in grid])])
-    definite = max(definite, 0.2)
-    return definite, round(max(0.02, min(possible, definite * 2 / 3)), 2)
+def _levels(scores: np.ndarray) -> np.ndarray:
+    """Thresholds (k,) worth trying on scores of any scale: every level of the upper half."""
+    return np.unique(scores[scores >= np.median(scores)]) if len(scores) else GRID
+
+
+def f_curve(
+    scores: np.ndarray,
+    hits: np.ndarray,
+    lesions: float,
+    beta: float,
+    thresholds: np.ndarray = GRID,
+) -> np.ndarray:
+    """F-beta at each threshold."""
+    order = np.argsort(-scores, kind="stable")
+    called = np.searchsorted(-scores[order], -thresholds, side="right")
+    true = np.concatenate([[0], np.cumsum(hits[order])])[called]
+    below = beta**2 * lesions + called
+    return np.where(below > 0, (1 + beta**2) * true / np.maximum(below, 1), 0.0)
 
 
 def detection_metrics(cases: Sequence[ScoredCase], threshold: float) -> dict[str, Any]:

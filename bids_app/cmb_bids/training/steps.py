@@ -315,7 +315,7 @@ def calibrated(
         np.concatenate([one.found.scores for one in judged]) if contender.shipped else None,
     )
     cases = [apply(contender, one, calibration) for one in judged]
-    definite, possible = choose_thresholds(cases)
+    definite, possible = choose_thresholds(cases, probabilities=bool(contender.channels))
     return dataclasses.replace(calibration, definite=definite, possible=possible), cases
 
 
