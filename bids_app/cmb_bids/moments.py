@@ -20,7 +20,8 @@ numbers over a voxel, because phase is far from linear there: Cheng YCN et al., 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -107,6 +108,37 @@ class Fit(NamedTuple):
 def radians_per_ppm(field_strength_t: float, echo_time_s: float) -> float:
     """Phase (rad) that a field shift of 1 ppm makes by an echo time."""
     return 2 * np.pi * GYROMAGNETIC_RATIO_HZ_PER_T * 1e-6 * field_strength_t * echo_time_s
+
+
+def describe_phase(
+    report: Mapping[str, Any], field_strength_t: float | None
+) -> tuple[float, bool] | str:
+    """What the unwrapped image of the phase stage is, from the stage's report.
+
+    Parameters
+    ----------
+    report : mapping
+        `cmb_bids.phase.SwiResult.report`, or that of a scan without phase.
+    field_strength_t : float or None
+        Tesla.
+
+    Returns
+    -------
+    (radians, wrapped) or str
+        Radians per ppm of the image, and whether it is still wrapped; or the reason why moments
+        cannot be fitted to it.
+    """
+    reference = report.get("reference_echo_time_s")
+    if not reference:
+        return NO_PHASE
+    if report.get("prefiltered"):
+        return FILTERED_PHASE
+    if not field_strength_t or not np.isfinite(field_strength_t):
+        return NO_FIELD_STRENGTH
+    wrapped = report.get("unwrapping") == "none"
+    if wrapped:  # then it is the echo nearest to the reference, as it was
+        reference = min(report["echo_times_s"], key=lambda time: abs(time - reference))
+    return radians_per_ppm(float(field_strength_t), float(reference)), wrapped
 
 
 def dipole(offsets_mm: np.ndarray) -> np.ndarray:

@@ -34,10 +34,10 @@ from cmb_bids.volumes import (
     read_on_grid,
     read_table,
     read_volume,
+    voxel_sizes,
     write_json,
     write_table,
     write_volume,
-    voxel_sizes,
 )
 
 _REMEDY = "Remove the scan's intermediate files and run again"

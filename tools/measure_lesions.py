@@ -1,0 +1,278 @@
+"""Measure drawn diameters and magnetic moments against simulated truth.
+
+    python tools/measure_lesions.py --work FOLDER [--protocols ukb 3T 1.5T] [--seeds 1 2 3]
+
+For every protocol and seed: simulate a scan with 40 microbleeds and many calcifications, process it
+as the pipeline does, with the true brain mask. Lesions are measured at their true places, as drawn
+from their true places, and as found by candidates and network. Prints the diameter's bias, the
+moment's bias, spread, coverage and sign by size, and what the sign of the moment would change in
+the network's calls. All figures are of simulated scans. Processed scans are kept in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+
+from cmb_bids.candidates import find_candidates
+from cmb_bids.interfaces.classify import classify_candidates
+from cmb_bids.lesions import CALCIFICATION, MICROBLEED, segment_lesions
+from cmb_bids.moments import Phase, describe_phase, measure_moments
+from cmb_bids.phase import PhaseConfig, process_complex
+from cmb_bids.simulate import sample_subject, simulate_scan
+from cmb_bids.training.cases import normalise
+from cmb_bids.volumes import world_to_voxel
+
+PROTOCOLS = ("ukb", "3T", "1.5T")
+SEEDS = (31, 32, 33)
+GROUPS = ("stroke", "haemodialysis", "tbi")
+MICROBLEEDS = 40
+MIMIC_LOAD = 6.0
+IMAGES = ("normalized", "unwrapped", "highpass", "swi")
+REACH_MM = 5.0
+CORE_CLASSES = (0, 1.5, 2, 3, 4, 9)
+APPARENT_CLASSES = (0, 2, 3, 4, 6, 12)
+# Susceptibility (ppm) of the tissue a simulated lesion displaces, by base id of the atlas; grey
+# matter, white matter and nuclei as cmb_bids.simulate has them. Fluid is about zero.
+TISSUE_PPM = {
+    **dict.fromkeys((1, 2, 3, 4, 5), 0.02),
+    **dict.fromkeys((11, 12, 13, 14, 25, 26, 27, 28, 31, 32), -0.03),
+    **{21: 0.04, 22: 0.04, 23: 0.13, 24: 0.02},
+}
+
+
+class Scan(NamedTuple):
+    """A processed simulated scan: images by name, mask, true labels, affine, phase and truth."""
+
+    name: str
+    images: dict[str, np.ndarray]
+    mask: np.ndarray
+    labels: np.ndarray
+    affine: np.ndarray
+    phase: Phase
+    truth: pd.DataFrame
+
+
+def load_scan(protocol: str, seed: int, work: Path, unwrapping: str) -> Scan:
+    """The scan of a protocol and seed, from the folder or simulated."""
+    name = f"{protocol}-{seed}-{unwrapping}"
+    path = work / f"{name}.npz"
+    if not path.exists():
+        simulate(protocol, seed, unwrapping, path)
+    with np.load(path) as stored:
+        images = {image: stored[image] for image in IMAGES}
+        radians, wrapped = stored["phase"]
+        phase = Phase(images["unwrapped"], float(radians), bool(wrapped))
+        mask, labels, affine = stored["mask"], stored["labels"], stored["affine"]
+    return Scan(name, images, mask, labels, affine, phase, pd.read_csv(path.with_suffix(".tsv")))
+
+
+def simulate(protocol: str, seed: int, unwrapping: str, path: Path) -> None:
+    """Simulate and process a scan; keep what lesions are measured on."""
+    spec = sample_subject(
+        seed, protocol, GROUPS[seed % 3], microbleeds=MICROBLEEDS, mimic_load=MIMIC_LOAD
+    )
+    scan = simulate_scan(spec)
+    field = spec.protocol.field_strength_t
+    result = process_complex(
+        scan.magnitudes,
+        scan.phases,
+        scan.echo_times_s,
+        scan.affine,
+        PhaseConfig(polarity="right-handed", unwrapping=unwrapping),
+        field_strength_t=field,
+    )
+    described = describe_phase(result.report, field)
+    if isinstance(described, str):
+        raise SystemExit(f"{path.stem}: {described}")
+    truth = scan.truth[scan.truth["name"] != "vein"].copy()
+    at = np.rint(world_to_voxel(scan.affine, truth[["x", "y", "z"]].to_numpy())).astype(int)
+    at = np.clip(at, 0, np.subtract(scan.regions.shape, 1))
+    base = scan.regions[tuple(at.T)] % 100
+    tissue = np.array([TISSUE_PPM.get(int(code), 0.0) for code in base])
+    volume = np.pi / 6 * truth["diameter_mm"] ** 3
+    truth["moment"] = (truth["susceptibility_ppm"] - tissue) * volume
+    truth.to_csv(path.with_suffix(".tsv"), index=False)
+    np.savez(
+        path,
+        normalized=normalise(result.magnitude, scan.brain_mask, scan.affine, True),
+        unwrapped=result.unwrapped,
+        highpass=result.highpass,
+        swi=result.swi,
+        mask=scan.brain_mask,
+        labels=scan.lesion_labels.astype(np.int16),
+        affine=scan.affine,
+        phase=np.array(described, dtype=float),
+    )
+    print(f"simulated {path.stem}", flush=True)
+
+
+def at_true_places(scan: Scan) -> pd.DataFrame:
+    """Truth with the moments fitted at the true places."""
+    points = scan.truth[["x", "y", "z"]].to_numpy()
+    fitted = measure_moments(
+        points, scan.labels, scan.phase, scan.images["normalized"], scan.mask, scan.affine
+    )
+    return pd.concat([scan.truth.reset_index(drop=True), fitted], axis=1).assign(scan=scan.name)
+
+
+def listed_truth(scan: Scan) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Candidates and probabilities as a faultless detector would give them."""
+    index = np.arange(1, len(scan.truth) + 1)
+    bleeds = (scan.truth["name"] == MICROBLEED).to_numpy(dtype=float)
+    candidates = scan.truth[["x", "y", "z"]].reset_index(drop=True)
+    candidates = candidates.assign(index=index, radius_mm=2.0)
+    probabilities = {"index": index, "p_microbleed": bleeds, "p_calcification": 1 - bleeds}
+    return candidates, pd.DataFrame(probabilities)
+
+
+def listed_found(scan: Scan) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Candidates of the pipeline and probabilities of the shipped network."""
+    images = scan.images
+    arguments = (images["normalized"], scan.mask, scan.affine, images["swi"], images["highpass"])
+    candidates = find_candidates(*arguments)
+    return candidates, classify_candidates(candidates, *arguments)[0]
+
+
+def drawn(scan: Scan, listed: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
+    """Lesions as drawn, each with the truth it was matched to (missing where there is none)."""
+    images = scan.images
+    table, _ = segment_lesions(
+        *listed,
+        images["normalized"],
+        scan.mask,
+        scan.affine,
+        swi=images["swi"],
+        phase=scan.phase,
+    )
+    truth = scan.truth.reset_index(drop=True)
+    distance = cdist(table[["x", "y", "z"]].to_numpy(dtype=float), truth[["x", "y", "z"]])
+    rows, columns = linear_sum_assignment(np.where(distance <= REACH_MM, distance, 1e3))
+    near = distance[rows, columns] <= REACH_MM
+    matched = pd.Series(np.nan, index=range(len(table)))
+    matched[rows[near]] = columns[near]
+    kept = ["name", "diameter_mm", "apparent_diameter_mm", "moment"]
+    true = truth[kept].add_prefix("true_").reindex(matched.to_numpy()).reset_index(drop=True)
+    return pd.concat([table, true], axis=1).assign(scan=scan.name)
+
+
+def classes(values: pd.Series, edges: tuple[float, ...]) -> pd.Series:
+    names = [f"{a:g}-{b:g} mm" for a, b in pairwise(edges)]
+    return pd.cut(values, edges, right=False, labels=names)
+
+
+def describe_moments(table: pd.DataFrame, true: str, by: list[str]) -> pd.DataFrame:
+    """Bias, spread, coverage and sign of fitted moments, by groups."""
+    table = table[table["moment_status"] == "fitted"]
+    error = table["moment_ppm_mm3"] - table[true]
+    table = table.assign(
+        relative=error / table[true].abs() * np.sign(table[true]),
+        deviation=error / table["moment_sd_ppm_mm3"],
+        relative_sd=table["moment_sd_ppm_mm3"] / table[true].abs(),
+    )
+    rows = {}
+    for key, group in table.groupby(by, observed=True):
+        deviation = group["deviation"]
+        signed = np.sign(group["moment_ppm_mm3"]) == np.sign(group[true])
+        far = (group["moment_ppm_mm3"].abs() >= 2 * group["moment_sd_ppm_mm3"]).astype(bool)
+        rows[" ".join(map(str, key))] = {
+            "n": len(group),
+            "true": round(float(group[true].median()), 2),
+            "bias": round(float(group["relative"].median()), 3),
+            "spread": round(1.4826 * float((group["relative"]
+                            - group["relative"].median()).abs().median()), 3),
+            "sd stated": round(float(group["relative_sd"].median()), 3),
+            "z spread": round(1.4826 * float((deviation - deviation.median()).abs().median()), 2),
+            "within 95 %": round(float((deviation.abs() <= 1.96).mean()), 3),
+            "sign right": round(float(signed.mean()), 3),
+            "2 sd from 0": round(float(far.mean()), 3),
+            "wrong at 2 sd": int((far & ~signed).sum()),
+        }  # fmt: skip
+    return pd.DataFrame(rows).T
+
+
+def describe_diameters(table: pd.DataFrame, against: str, edges: tuple[float, ...]) -> pd.DataFrame:
+    """Drawn diameter against a true one (mm), by kind and size."""
+    table = table[table[against] > 0].assign(size=classes(table[against], edges))
+    table = table.assign(error=table["diameter_mm"] - table[against])
+    grouped = table.groupby(["true_name", "size"], observed=True)
+    return grouped.agg(
+        n=("error", "size"),
+        true=(against, "median"),
+        drawn=("diameter_mm", "median"),
+        bias=("error", "median"),
+        spread=("error", lambda e: 1.4826 * (e - e.median()).abs().median()),
+    ).round(2)
+
+
+def describe_rule(found: pd.DataFrame) -> pd.DataFrame:
+    """The network's calls by what they truly are, and what the moment says of them."""
+    expected = found["lesion_class"] == MICROBLEED
+    rows = {}
+    for deviations in (2, 3):
+        far = found["moment_ppm_mm3"].abs() >= deviations * found["moment_sd_ppm_mm3"]
+        against = far & ((found["moment_ppm_mm3"] > 0) != expected)
+        what = found["true_name"].fillna("neither")
+        for kind in (MICROBLEED, CALCIFICATION):
+            for true in (MICROBLEED, CALCIFICATION, "neither"):
+                here = (found["lesion_class"] == kind) & (what == true)
+                row = rows.setdefault(f"called {kind}, is {true}", {"n": int(here.sum())})
+                row[f"agrees at {deviations} sd"] = int((here & far & ~against).sum())
+                row[f"contradicts at {deviations} sd"] = int((here & against).sum())
+    return pd.DataFrame(rows).T
+
+
+def show(title: str, table: pd.DataFrame) -> None:
+    print(f"\n{title} (simulated)\n{table.to_string()}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="where processed scans are kept")
+    parser.add_argument("--protocols", nargs="+", default=PROTOCOLS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--unwrapping", default="romeo", choices=("romeo", "laplacian", "none"))
+    parser.add_argument("--without-network", action="store_true", help="skip candidates, network")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    true, ideal, found = [], [], []
+    for protocol in arguments.protocols:
+        for seed in arguments.seeds:
+            scan = load_scan(protocol, seed, arguments.work, arguments.unwrapping)
+            true.append(at_true_places(scan).assign(protocol=protocol))
+            ideal.append(drawn(scan, listed_truth(scan)).assign(protocol=protocol))
+            if not arguments.without_network:
+                found.append(drawn(scan, listed_found(scan)).assign(protocol=protocol))
+    at_truth, as_drawn = pd.concat(true), pd.concat(ideal)
+    at_truth["size"] = classes(at_truth["diameter_mm"], CORE_CLASSES)
+    as_drawn = as_drawn[as_drawn["lesion_class"] == as_drawn["true_name"]]
+    as_drawn = as_drawn.assign(size=classes(as_drawn["true_diameter_mm"], CORE_CLASSES))
+    apparent = "true_apparent_diameter_mm"
+    show("diameter against that in the magnitude",
+         describe_diameters(as_drawn, apparent, APPARENT_CLASSES))  # fmt: skip
+    show(
+        "diameter against the core", describe_diameters(as_drawn, "true_diameter_mm", CORE_CLASSES)
+    )
+    show("moments at true places", describe_moments(at_truth, "moment", ["name", "size"]))
+    show("by protocol", describe_moments(at_truth, "moment", ["protocol", "name"]))
+    show("moments of drawn lesions",
+         describe_moments(as_drawn, "true_moment", ["true_name", "size"]))  # fmt: skip
+    show("by protocol", describe_moments(as_drawn, "true_moment", ["protocol", "true_name"]))
+    if found:
+        calls = pd.concat(found, ignore_index=True)
+        hits = calls[calls["true_name"].notna()]
+        hits = hits.assign(size=classes(hits["true_diameter_mm"], CORE_CLASSES))
+        show("moments of lesions found by candidates and network",
+             describe_moments(hits, "true_moment", ["true_name", "size"]))  # fmt: skip
+        show("the network's calls and the moments", describe_rule(calls))
+
+
+if __name__ == "__main__":
+    main()
