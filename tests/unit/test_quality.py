@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from cmb_bids.quality import (
     QualityConfig,
@@ -226,3 +228,8 @@ def test_reasons_name_what_is_outside_the_limits_and_nothing_else():
     strict = dataclasses.replace(limits, maximum_motion_ghosting=0.03)
     [reason] = find_reasons(at_the_limit, strict)
     assert "4.0% of the brain's signal (at most 3.0%" in reason
+
+
+def test_the_limits_are_those_of_the_shipped_configuration():
+    shipped = yaml.safe_load((Path(__file__).parents[2] / "config" / "config.yaml").read_text())
+    assert shipped["quality"] == dataclasses.asdict(QualityConfig())
