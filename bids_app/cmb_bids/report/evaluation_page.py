@@ -81,7 +81,7 @@ SUBSET_FIGURES = {  # and their names where there is little room
     "precision": "precision",
     "false_positives_per_scan": "false per scan",
     "candidate_recall_microbleed": "candidate recall",
-    "calcification_called_microbleed_share": "calcium called blood",
+    "calcification_called_microbleed_share": "calcium called bleed",
 }
 RULES = (
     "A detection hits a lesion when their centres are within {distance:g} mm; lesions and "
