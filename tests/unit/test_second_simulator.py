@@ -90,6 +90,18 @@ def test_veins_join_towards_their_roots():
     assert steps == pytest.approx(1.6)
 
 
+def test_a_spot_hidden_by_another_keeps_its_line():
+    grid = grid_of(20, (1.0, 1.0, 1.0))
+    spots = [ball(1.0, -1.0, name="calcification"), ball(3.0, -1.0, name="calcification")]
+    image = dataset._label_image(spots, grid)
+    scan = scanner.Scan(np.where(image, 0.2, 1.0)[None], image[None] * 0.0, grid.spacing, 0.1)
+    brain = np.ones(grid.shape, bool)
+    rows = [dataset._row(i + 1, s, scan, image, brain, s.centre) for i, s in enumerate(spots)]
+    assert np.isnan(rows[0]["contrast_to_noise"])
+    assert rows[1]["contrast_to_noise"] == pytest.approx(8)
+    assert (image == 2).sum() == pytest.approx(4 / 3 * np.pi * 27, rel=0.25)
+
+
 def test_kspace_crop_keeps_position_and_mean():
     n, m = 48, 30
     fine = (np.arange(n) + 0.5) / n

@@ -210,14 +210,13 @@ def _label_image(spots: list[Spot], grid: Grid) -> np.ndarray:
 def _row(
     number: int, spot: Spot, scan: Scan, image: np.ndarray, brain: np.ndarray, world: np.ndarray
 ) -> dict[str, Any]:
-    """One line of the truth; the contrast is that of the core's mean, at the last echo."""
+    """One line of the truth; the contrast is that of the core's mean, at the last echo.
+
+    A calcification wholly inside the next of its cluster has no voxel left in the label image: it
+    keeps its line, without a contrast.
+    """
     core = np.argwhere(image == number)
-    low = np.maximum(core.min(0) - np.ceil(5 / scan.spacing[::-1]).astype(int), 0)
-    high = core.max(0) + np.ceil(5 / scan.spacing[::-1]).astype(int) + 1
-    part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    values, about = scan.magnitude[-1][part], (image[part] == 0) & brain[part]
-    around = np.median(values[about]) if about.any() else np.nan
-    contrast = (around - values[image[part] == number].mean()) / scan.noise
+    contrast = _contrast(number, core, scan, image, brain) if len(core) else np.nan
     return {
         "index": number,
         "name": spot.name,
@@ -228,6 +227,18 @@ def _row(
         "contrast_to_noise": round(float(contrast), 3),
         "mars_class": spot.region,
     }
+
+
+def _contrast(
+    number: int, core: np.ndarray, scan: Scan, image: np.ndarray, brain: np.ndarray
+) -> float:
+    """Brain within 5 mm less the mean of the core, over the noise."""
+    low = np.maximum(core.min(0) - np.ceil(5 / scan.spacing[::-1]).astype(int), 0)
+    high = core.max(0) + np.ceil(5 / scan.spacing[::-1]).astype(int) + 1
+    part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    values, about = scan.magnitude[-1][part], (image[part] == 0) & brain[part]
+    around = np.median(values[about]) if about.any() else np.nan
+    return float((around - values[image[part] == number].mean()) / scan.noise)
 
 
 DATASET = {"Name": "Second simulator", "BIDSVersion": "1.10.0", "DatasetType": "raw",
