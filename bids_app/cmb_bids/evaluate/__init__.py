@@ -15,9 +15,10 @@ Rules
 Figures from simulated scans say how the parts of the method compare. They are not comparable with
 figures published on patients.
 
-Modules: `matching` pairs points; `points` and `cohort` read files; `counts`, `froc` and
-`calibration` reduce a scan to sums; `metrics` turns sums into figures; `bootstrap` resamples and
-compares; `score` puts them together; `tables` and `gallery` write; `cli` is the command.
+Modules: `files`, `points`, `grouping` and `cohort` read; `matching` pairs points; `counts`,
+`froc` and `calibration` reduce a matched scan to sums; `metrics` turns sums into figures;
+`bootstrap` resamples them; `scored`, `subsets`, `details` and `score` put a cohort together,
+`comparison` two; `crops` and `gallery` draw errors, `tables` writes, `cli` is the command.
 """
 
 from cmb_bids.evaluate.matching import MATCHING_DISTANCE_MM, match_points
