@@ -92,7 +92,8 @@ RULES = (
     "'certainty'; the FROC and the reliability take both.",
     "Lesion-free scans count like all others; false positives there are also given on their own.",
     "Intervals are 95 % percentile intervals of a bootstrap over participants. One of no width "
-    "says that participants did not differ, not that the figure is certain.",
+    "says that participants did not differ, not that the figure is certain; with few participants, "
+    "and for shares near 0 or 100 %, they are too narrow.",
     "Labelled scans without a usable result are not in the figures, except in 'sensitivity all "
     "labelled', where their lesions are missed.",
 )
