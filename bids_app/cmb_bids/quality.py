@@ -51,7 +51,7 @@ class QualityConfig:
     maximum_residual_phase_rad: float = 0.5
     maximum_phase_jump_share: float = 0.02
     maximum_phase_missing_share: float = 0.02
-    maximum_motion_ghosting: float = 0.04
+    maximum_motion_ghosting: float = 0.03
 
 
 def measure_quality(
