@@ -9,6 +9,9 @@ COARSE_MM = 3.0
 # Of the bright end of the head: below this is air, whatever the coil's shading does.
 AIR_FRACTION = 0.1
 SHADING_MM = 30.0
+RAYLEIGH_FRACTION = 0.15  # of bright tissue: corners dimmer than this are air
+FLOOR_FRACTION = 0.4  # likewise, where all eight corners are alike
+ALIKE = 1.5  # largest over smallest mean of the corners
 BRIGHT_FRACTION = 0.55  # of the surroundings' mean
 CORE_EROSIONS = 3
 
@@ -53,20 +56,16 @@ def spread(coarse: np.ndarray, steps: tuple[int, int, int], shape: tuple[int, ..
 def noise_level(magnitude: np.ndarray) -> tuple[float, bool]:
     """Standard deviation of the noise in either channel, and whether air was there to tell.
 
-    The dimmest coarse blocks whose values follow the Rayleigh law of air are taken as air. Where
-    none do (a crop, or air set to zero), the difference of next-but-one neighbours is used, which
-    anatomy inflates: the figure is then an upper bound.
+    Where the corners of the image are air, their values tell: `air_level`. Where they are not (a
+    crop, or air set to zero), the difference of next-but-one neighbours is used, which anatomy
+    inflates: the figure is then an upper bound.
     """
     positive = magnitude[magnitude > 0]
     if positive.size < 8:
         return 0.0, False
-    corners = _corner_blocks(magnitude)
-    corners = corners[corners > 0]
-    if corners.size > 500:
-        mean, deviation = float(corners.mean()), float(corners.std())
-        # Rayleigh: mean over deviation is 1.91; sums of squares of coils raise it.
-        if deviation > 0 and mean < 0.15 * float(np.percentile(positive, 95)):
-            return mean / 1.2533, True
+    air = air_level(magnitude)
+    if air is not None:
+        return air[1], True
     second = magnitude - 0.5 * (np.roll(magnitude, 1, axis=0) + np.roll(magnitude, -1, axis=0))
     inside = second[magnitude > 0.2 * float(np.percentile(positive, 95))]
     if inside.size < 8:
@@ -74,12 +73,34 @@ def noise_level(magnitude: np.ndarray) -> tuple[float, bool]:
     return float(1.4826 * np.median(np.abs(inside)) / np.sqrt(1.5)), False
 
 
-def _corner_blocks(magnitude: np.ndarray) -> np.ndarray:
+def air_level(magnitude: np.ndarray) -> tuple[float, float] | None:
+    """Mean of air, and the noise's standard deviation in either channel; None without air.
+
+    Air of one coil follows the Rayleigh law: its mean is 1.91 times its deviation. The sum of
+    squares of many coils (non-central chi) has a floor instead: several times its deviation, and
+    no longer small against tissue. Such corners are air where all of them are alike.
+    """
+    bright = float(np.percentile(magnitude[magnitude > 0], 95))
+    corners = [part[part > 0] for part in _corners(magnitude)]
+    filled = [part for part in corners if part.size > 50]
+    values = np.concatenate(corners)
+    if values.size <= 500 or not filled:
+        return None
+    mean, deviation = float(values.mean()), float(values.std())
+    means = [float(part.mean()) for part in filled]
+    even = len(means) == len(corners) and max(means) < ALIKE * min(means)
+    if deviation <= 0 or mean >= (FLOOR_FRACTION if even else RAYLEIGH_FRACTION) * bright:
+        return None
+    # The deviation of a chi law of many channels is that of the channel over the root of two.
+    floor = mean > 2.5 * deviation
+    return mean, float(np.sqrt(2)) * deviation if floor else mean / 1.2533
+
+
+def _corners(magnitude: np.ndarray) -> list[np.ndarray]:
+    """The values in each of the eight corners of the image."""
     edge = [max(1, n // 12) for n in magnitude.shape]
     ends = [(slice(0, e), slice(n - e, n)) for e, n in zip(edge, magnitude.shape, strict=True)]
-    return np.concatenate(
-        [magnitude[x, y, z].ravel() for x in ends[0] for y in ends[1] for z in ends[2]]
-    )
+    return [magnitude[x, y, z].ravel() for x in ends[0] for y in ends[1] for z in ends[2]]
 
 
 def head_mask(
@@ -104,11 +125,11 @@ def head_mask(
     steps = coarse_steps(sizes_mm)
     coarse = block_mean(magnitude.astype(np.float32, copy=False), steps)
     bright = float(np.percentile(coarse, 98)) if coarse.size else 0.0
-    level, from_air = noise_level(magnitude)
+    air = air_level(magnitude) if (magnitude > 0).any() else None
     threshold = AIR_FRACTION * bright
-    if from_air:
-        # Rayleigh air has a mean of 1.25 standard deviations, also after averaging.
-        threshold = max(threshold, min(1.25 * level * 1.5, 0.5 * bright))
+    if air is not None:
+        # Averaging takes the spread of air away and leaves its mean.
+        threshold = max(threshold, min(1.5 * air[0], 0.5 * bright))
     mask = coarse > threshold
     mask = _largest(mask)
     if fill:

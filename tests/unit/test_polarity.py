@@ -172,3 +172,20 @@ def test_head_that_fills_the_grid_and_one_voxel():
     assert one.all()
     assert core_of_head(np.ones((1, 1, 1)), one, np.ones(3))[0].shape == (1, 1, 1)
     assert noise_level(np.zeros((4, 4, 4))) == (0.0, False)
+
+
+@pytest.mark.parametrize("coils", [1, 12])
+def test_the_air_of_many_coils_is_no_head(coils):
+    # Sum of squares of many coils: air has a floor, a fifth of tissue, that is far from Rayleigh.
+    rng = np.random.default_rng(2)
+    shape, sizes = (80, 80, 40), np.array([2.0, 2.0, 4.0])
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) - [40, 40, 20]
+    head = np.linalg.norm(grid * sizes / [60, 65, 60], axis=-1) < 1
+    signal = np.sqrt(12 / coils) * head[..., None] / np.sqrt(12) * np.ones(coils)
+    noise = rng.normal(0, 0.04, (*shape, coils)) + 1j * rng.normal(0, 0.04, (*shape, coils))
+    magnitude = np.sqrt((np.abs(signal + noise) ** 2).sum(axis=-1)).astype(np.float32)
+    level, from_air = noise_level(magnitude)
+    found, _ = head_mask(magnitude, sizes)
+    assert from_air
+    assert level == pytest.approx(0.04, rel=0.15)
+    assert found.sum() == pytest.approx(head.sum(), rel=0.1)
