@@ -149,12 +149,12 @@ def choose_thresholds(
 
 
 def _levels(scores: np.ndarray) -> np.ndarray:
-    """Thresholds (k,) worth trying on scores of any scale: midway between those of the upper half.
+    """Thresholds (k,) worth trying on scores of any scale: midway between all that occur.
 
     At a score itself, the next case's lesions that are a little fainter would be missed.
     """
-    upper = np.unique(scores[scores >= np.median(scores)]) if len(scores) else scores
-    return (upper[1:] + upper[:-1]) / 2 if len(upper) > 1 else GRID
+    levels = np.unique(scores)
+    return (levels[1:] + levels[:-1]) / 2 if len(levels) > 1 else GRID
 
 
 def f_curve(
