@@ -135,7 +135,8 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     "moment_sd_ppm_mm3": {
         "Description": (
             "Standard deviation of moment_ppm_mm3, from the fit, from fits where the scan shows no "
-            "lesion, and 12 % of the moment for what a dipole cannot describe."
+            "lesion, and 6 % of the moment per mm of the longest voxel edge (at least 10 %) for "
+            "what a dipole cannot describe."
         ),
         "Units": "ppm*mm^3",
     },

@@ -65,7 +65,8 @@ MODEL_ERROR = 0.15  # of the dipole's phase: lesions are no spheres, voxels no b
 HUBER_DEVIATIONS = 2.0
 ITERATIONS = 8
 CENTRE_SD_MM = 0.7  # of a drawn lesion's centroid against its source, along each axis
-RELATIVE_SD = 0.12  # of a moment: what no null position can show
+RELATIVE_SD_PER_MM = 0.06  # of a moment, by the longest voxel edge: what no null position can show
+LEAST_RELATIVE_SD = 0.10
 
 NULL_POSITIONS = 60
 FEWEST_NULL_POSITIONS = 20
@@ -477,12 +478,12 @@ def measure_moments(
     """
     points = np.asarray(points_mm, dtype=float).reshape(-1, 3)
     if isinstance(phase, str):
-        return _table([None] * len(points), 1.0, phase)
+        return _table([None] * len(points), reason=phase)
     for image in (phase.radians, magnitude, mask):
         if image.shape != labels.shape:
             raise ValueError(f"image of shape {image.shape} on a grid of {labels.shape}")
     if not len(points):
-        return _table([], 1.0)
+        return _table([])
     mask = np.asarray(mask) > 0
     centres = world_to_voxel(affine, points)
     vectors = np.asarray(affine, dtype=float)[:3, :3]
@@ -500,7 +501,9 @@ def measure_moments(
             if around is not None:
                 around = _without_neighbours(around, k, points, fits, phase, vectors)
                 fits[k] = fit_dipole(around, vectors, phase.radians_per_ppm)
-    return _table(fits, error_inflation(phase, magnitude, mask, affine, points))
+    inflation = error_inflation(phase, magnitude, mask, affine, points)
+    longest = float(np.linalg.norm(vectors, axis=0).max())
+    return _table(fits, inflation, max(LEAST_RELATIVE_SD, RELATIVE_SD_PER_MM * longest))
 
 
 def _without_neighbours(
@@ -524,13 +527,19 @@ def _without_neighbours(
     return around._replace(phase=rest)
 
 
-def _table(fits: list[Fit | None], inflation: float, reason: str = FEW_VOXELS) -> pd.DataFrame:
+def _table(
+    fits: list[Fit | None],
+    inflation: float = 1.0,
+    relative_sd: float = LEAST_RELATIVE_SD,
+    reason: str = FEW_VOXELS,
+) -> pd.DataFrame:
+    """The fits as `COLUMNS`."""
     rows = []
     for fit in fits:
         if fit is None or not np.isfinite([fit.moment, fit.error]).all():
             rows.append((np.nan, np.nan, reason))
         else:
-            sd = float(np.hypot(inflation * fit.error, RELATIVE_SD * fit.moment))
+            sd = float(np.hypot(inflation * fit.error, relative_sd * fit.moment))
             rows.append((round(fit.moment, 3), round(max(sd, 0.001), 3), FITTED))
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.astype({"moment_ppm_mm3": float, "moment_sd_ppm_mm3": float})

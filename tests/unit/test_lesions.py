@@ -276,7 +276,8 @@ def test_the_table_has_the_columns_that_users_rely_on():
         "diameter_mm", "volume_mm3", "hemisphere", "mars_region", "mars_class", "bombs_region",
         "bombs_class",
     ]  # fmt: skip
-    later = {"structure", "region_source", "x_mni", "y_mni", "z_mni"}
+    later = {"structure", "region_source", "x_mni", "y_mni", "z_mni", "moment_ppm_mm3"}
+    later |= {"moment_sd_ppm_mm3", "moment_status", "moment_verdict"}
     assert later <= set(TABLE_COLUMNS[16:])
 
 
@@ -387,6 +388,38 @@ def test_the_stage_writes_tables_images_and_the_row(stage):
     row = read_json(out / "row.json")
     assert (row["cmb_definite"], row["cmb_lobar"], row["calcification"]) == (1, 1, 1)
     assert (row["pattern"], row["qc_status"]) == ("strictly_lobar", "pass")
+
+
+def test_the_stage_fits_moments_to_the_unwrapped_phase(stage, tmp_path):
+    from cmb_bids.moments import dipole, radians_per_ppm
+    from cmb_bids.volumes import read_json, read_table, read_volume, write_json, write_volume
+
+    normalized = read_volume(tmp_path / "normalized.nii.gz")
+    grid = np.stack(np.meshgrid(*map(np.arange, normalized.data.shape), indexing="ij"), -1)
+    middle = FINE[:3, :3] @ ((np.array(normalized.data.shape) - 1) / 2)
+    phase = np.zeros(normalized.data.shape)
+    for side, moment in ((-6, 12.0), (6, 9.0)):  # the second is called a calcification
+        offsets = grid @ FINE[:3, :3].T - middle - (side, 0, 0)
+        phase += radians_per_ppm(3.0, 0.02) * moment * dipole(offsets)
+    write_volume(tmp_path / "unwrapped.nii.gz", phase, FINE)
+    report = {"polarity_sign": 1, "reference_echo_time_s": 0.02, "unwrapping": "romeo"}
+    write_json(tmp_path / "phase_report.json", report)
+    write_json(tmp_path / "at3T.json", read_json(tmp_path / "scan.json") | {"field_strength_t": 3})
+    unwrapped = str(tmp_path / "unwrapped.nii.gz")
+    out = stage(unwrapped=unwrapped, scan=str(tmp_path / "at3T.json"))
+    bleed, calcification = (
+        read_table(out / f"{kind}.tsv").iloc[0] for kind in ("microbleeds", "calcifications")
+    )
+    assert bleed["moment_ppm_mm3"] == pytest.approx(12.0, rel=0.3)
+    assert calcification["moment_ppm_mm3"] == pytest.approx(9.0, rel=0.3)
+    assert bleed["moment_verdict"] == "agrees"
+    assert calcification["moment_verdict"] == "contradicts"
+    out = stage(unwrapped=unwrapped)  # of unknown field strength
+    assert read_table(out / "microbleeds.tsv")["moment_status"].tolist() == ["no_field_strength"]
+    out = stage()
+    row = read_table(out / "microbleeds.tsv").iloc[0]
+    assert row["moment_status"] == "no_field_strength"
+    assert row[["moment_ppm_mm3", "moment_verdict"]].isna().all()
 
 
 def test_the_stage_leaves_header_only_tables_where_nothing_was_found(stage, tmp_path):

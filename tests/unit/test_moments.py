@@ -36,19 +36,22 @@ OBLIQUE = nib.affines.from_matvec(
 )
 SAGITTAL = nib.affines.from_matvec(np.array([[0, 0, 2.0], [0.8, 0, 0], [0, 0.8, 0]]), [1, 2, 3])
 RADIANS = radians_per_ppm(3.0, 0.020)
-FINER = 3  # times the acquired grid
+FINE_MM = 0.4  # at most, of the grid the field is drawn on
 
 
-def image(affine, spheres, field_mm=26.0, radians=RADIANS, noise=0.0, ramp=(0.0, 0.0, 0.0)):
+def image(affine, spheres, field_mm=26.0, radians=RADIANS, noise=0.0, ramp=(0, 0, 0), taper=0.3):
     """Magnitude and phase (x, y, z), and places (scanner mm), of spheres in even tissue.
 
     Spheres are (centre mm from the middle, diameter mm, ppm). Their field is the closed form, on a
-    finer grid; the complex image is cropped in k-space, as a scanner does.
+    finer grid; the complex image is cropped and tapered in k-space, as a scanner does.
     """
     affine = np.asarray(affine, dtype=float)
     sizes = nib.affines.voxel_sizes(affine)
     shape = 2 * np.ceil(field_mm / sizes / 2).astype(int)
-    axes = [(np.arange(n * FINER) + 0.5) / FINER - 0.5 - (n - 1) / 2 for n in shape]
+    parts = np.ceil(sizes / FINE_MM).astype(int)
+    axes = [
+        (np.arange(n * p) + 0.5) / p - 0.5 - (n - 1) / 2 for n, p in zip(shape, parts, strict=True)
+    ]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1) @ affine[:3, :3].T
     phase, signal = grid @ np.asarray(ramp), np.ones(grid.shape[:3])
     for centre, diameter, ppm in spheres:
@@ -61,10 +64,16 @@ def image(affine, spheres, field_mm=26.0, radians=RADIANS, noise=0.0, ramp=(0.0,
     keep = tuple(
         slice((f - n) // 2, (f - n) // 2 + n) for f, n in zip(phase.shape, shape, strict=True)
     )
+    spectrum = spectrum[keep]
     for axis, (n, fine) in enumerate(zip(shape, phase.shape, strict=True)):
-        ramp_k = np.exp(1j * np.pi * (1 / n - 1 / fine) * (np.arange(fine) - fine // 2))
-        spectrum *= np.expand_dims(ramp_k, tuple(a for a in range(3) if a != axis))
-    measured = np.fft.ifftn(np.fft.ifftshift(spectrum[keep])) / FINER**3
+        k = np.arange(n) - n // 2
+        edge = np.clip((np.abs(k) / (n / 2) - 1 + taper) / taper, 0, 1)
+        # The first voxel of the acquired grid lies further in than that of the fine one.
+        filtered = (
+            0.5 * (1 + np.cos(0.8 * np.pi * edge)) * np.exp(1j * np.pi * (1 / n - 1 / fine) * k)
+        )
+        spectrum = spectrum * np.expand_dims(filtered, tuple(a for a in range(3) if a != axis))
+    measured = np.fft.ifftn(np.fft.ifftshift(spectrum)) / parts.prod()
     rng = np.random.default_rng(1)
     measured += noise * (rng.normal(size=shape) + 1j * rng.normal(size=shape))
     middle = affine[:3, :3] @ ((shape - 1) / 2) + affine[:3, 3]
@@ -102,7 +111,9 @@ def test_a_sphere_gives_its_moment_and_sign(affine, diameter, ppm):
     true = ppm * np.pi / 6 * diameter**3
     found = measured(affine, [((0.3, -0.2, 0.4), diameter, ppm)], noise=0.01).iloc[0]
     assert found["moment_status"] == FITTED
-    assert found["moment_ppm_mm3"] == pytest.approx(true, rel=0.12)
+    # Slices of 3 mm along the field ring: what is dark and dephased in one shows in the next.
+    tolerance = 0.35 if 3 in nib.affines.voxel_sizes(affine) else 0.15
+    assert found["moment_ppm_mm3"] == pytest.approx(true, rel=tolerance)
     assert abs(found["moment_ppm_mm3"] - true) < 2 * found["moment_sd_ppm_mm3"]
 
 
