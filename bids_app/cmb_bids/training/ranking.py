@@ -67,7 +67,7 @@ def describe_case(number: int, seed: int, work: Path) -> None:
 
 def on_lesion(places: pd.DataFrame, lesions: pd.DataFrame) -> np.ndarray:
     """Whether each place (n,) is on a lesion, blood or calcium."""
-    return (_distances(places, lesions) <= NEAR_MM).any(axis=1)
+    return np.asarray((_distances(places, lesions) <= NEAR_MM).any(axis=1))
 
 
 def _distances(places: pd.DataFrame, lesions: pd.DataFrame) -> np.ndarray:
@@ -127,7 +127,7 @@ def recall_of(
     points = places[["x", "y", "z"]].to_numpy(dtype=float)
     kept = suppress_neighbours(points, score, config.merge_distance_mm)
     kept = kept[: config.maximum_candidates]
-    return (_distances(places.iloc[kept], lesions) <= NEAR_MM).any(axis=0)
+    return np.asarray((_distances(places.iloc[kept], lesions) <= NEAR_MM).any(axis=0))
 
 
 def cross_validated_recall(
