@@ -19,6 +19,7 @@ from cmb_bids.inputs import (
     match_mask,
     read_filters,
     read_manifest,
+    scan_state,
     write_manifest,
 )
 
@@ -352,6 +353,36 @@ def test_our_own_mask_fits_the_scan_it_was_made_for(dataset):
     dataset("derivatives/m/sub-01/anat/sub-01_acq-GRE_desc-brain_mask.nii.gz")
     scan = only(index_dataset(root))
     assert match_mask(scan, find_masks([root / "derivatives/m"], "01"))
+
+
+def test_a_parcellation_is_found_and_reaches_the_brain_stage_alone(dataset, tmp_path):
+    root = dataset(*complex_scan("sub-01/anat/sub-01"))
+    dataset("derivatives/p/sub-01/anat/sub-01_desc-aseg_dseg.nii.gz")
+    index = index_dataset(root, derivatives=[root / "derivatives/p"])
+    given = only(index)["parcellation"]
+    assert Path(given["image"]).name == "sub-01_desc-aseg_dseg.nii.gz"
+    assert (given["table"], given["numbering"]) == (None, "freesurfer")
+    assert not any("derivatives" in warning for warning in index.warnings)
+    places = {"bids_dir": root, "output_dir": tmp_path / "out", "work_dir": tmp_path / "work"}
+    manifest = write_manifest(index, tmp_path / "run/manifest.json", **places, config={})
+    assert manifest["scans"][0]["parcellation"] == given
+    state = scan_state(tmp_path / "out", manifest["scans"][0])
+    told = {
+        stage: json.loads((state / f"complex_{stage}.json").read_text())["parcellation"]
+        for stage in ("brain", "lesions")
+    }
+    assert told == {"brain": given, "lesions": None}
+
+
+def test_a_parcellation_in_another_space_is_refused_by_name(dataset):
+    root = dataset(*complex_scan("sub-01/anat/sub-01"))
+    name = "sub-01_space-MNI152NLin6Asym_desc-aseg_dseg.nii.gz"
+    dataset(f"derivatives/p/sub-01/anat/{name}")
+    index = index_dataset(root, derivatives=[root / "derivatives/p"])
+    assert only(index)["parcellation"]["image"] is None
+    assert name in only(index)["parcellation"]["refused"]
+    warning = next(w for w in index.warnings if name in w)
+    assert "built-in atlas is used" in warning
 
 
 # ------------------------------------------------------------------- memory and manifest
