@@ -108,6 +108,16 @@ def test_a_broken_scan_is_named_and_the_others_are_whole(dataset, processed):
     assert not (output / "sub-broken" / "sub-broken_scans.tsv").exists()
 
 
+def test_everybody_processed_has_a_page_with_pictures(dataset, processed):
+    output, _ = processed
+    assert sorted(p.stem for p in output.glob("sub-*.html")) == whole_participants(dataset)
+    for name in whole_participants(dataset):
+        page = (output / f"{name}.html").read_text()
+        assert "The picture was not made" not in page
+        assert ("There was no phase" in page) == (name == "sub-magnitude")
+        assert (output / name / "figures" / f"{name}_desc-overview.png").is_file()
+
+
 def test_the_outputs_are_valid_bids_with_sensible_images(dataset, processed):
     output, _ = processed
     name = whole_participants(dataset)[1]
