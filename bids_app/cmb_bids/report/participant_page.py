@@ -236,11 +236,13 @@ def _lesions(scan: ScanReport, kind: str, word: str) -> list[Block]:
         return [Text(f"No {word} was found.")]
     blocks: list[Block] = []
     if kind in scan.figures:
-        text = (
-            "Columns: axial, coronal, sagittal, 24 mm wide; the bar is 5 mm. Phase is bright where "
-            "it is positive: in the axial plane blood is bright in its middle, calcium dark. A "
-            "magnetic moment is positive for blood and negative for calcium."
-        )
+        text = "Columns: axial, coronal, sagittal, 24 mm wide; the bar is 5 mm."
+        if scan.row.get("input") != "magnitude":
+            text += (
+                " Phase is bright where it is positive: in the axial plane blood is bright in its "
+                "middle, calcium dark. A magnetic moment is positive for blood and negative for "
+                "calcium."
+            )
         figures = [
             Figure(_describe(row, word), _describe(row, word), source=scan.figures[kind], tile=tile)
             for row, tile in zip(rows, tiles_of(scan.sheets[kind], len(rows)), strict=False)
