@@ -17,6 +17,7 @@ can the skull-stripped MNI152 be registered, brain to brain, to carry the region
 import argparse
 import csv
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
@@ -24,6 +25,7 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 import ants
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from scipy import ndimage
 from scipy.spatial import ConvexHull, Delaunay
 
@@ -31,6 +33,11 @@ SPACING_MM = 1.5
 MARGIN_MM = {"left": 24, "right": 24, "back": 30, "front": 36, "below": 48, "above": 30}
 RIGHT = 100
 REGION_REACH_MM = 8.0
+CORE_MM = 2
+PEDUNCLE_MM = 1.0
+# How far deep white matter reaches from the ventricle in the temporal lobe and at the base (mm).
+TEMPORAL_HORN_MM, BASAL_MM = 7.0, 8.0
+PONS_HALF_MM, FOURTH_VENTRICLE_Y = 17.0, -36.0
 
 FRONTAL = [
     "caudalmiddlefrontal",
@@ -87,6 +94,7 @@ LABEL_OF_STRUCTURE = (
         "brainstem": 31,
     }
 )
+TEMPORAL_LOBE, INSULA = 3, 5
 CORPUS_CALLOSUM, INTERNAL_CAPSULE, EXTERNAL_CAPSULE, DEEP_WHITE_MATTER = 27, 25, 26, 28
 BRAINSTEM, CEREBELLUM, VENTRICLE = 31, 32, 41
 
@@ -212,7 +220,8 @@ def atlas_in_mni(t1, grey, white_probability, dk, affine):
     nuclei = (base >= 21) & (base <= 24)
 
     ventricle = ventricles(csf, base == 24, base == 21, axes)
-    infratentorial = infratentorial_part(tissue, base, axes)
+    brainstem, cerebellum = infratentorial_part(tissue, base, axes)
+    infratentorial = brainstem | cerebellum
     cerebral = tissue & ~infratentorial
     white &= cerebral
     atlas = base.copy()
@@ -227,14 +236,16 @@ def atlas_in_mni(t1, grey, white_probability, dk, affine):
     lobar = base[tuple(index)]
     atlas[white] = lobar[white] + 10
 
-    deep = (
-        white
-        & (distance(ventricle & (z > -20) & (y > -60)) <= 10)
-        & (distance(cortex & (base != 5)) >= 3)
-    )
+    to_ventricle = distance(ventricle & (z > -20) & (y > -60))
+    to_cortex = distance(opercula)
+    deep = white & (to_ventricle <= 10) & (to_cortex >= 3)
     # White matter between and above the nuclei is deep even where the ventricle is far.
-    deep |= white & (distance(nuclei) <= 6) & (distance(cortex & (base != 5)) >= 4) & (z > -12)
-    atlas[ndimage.binary_opening(deep) | (deep & (distance(ventricle) < 3))] = DEEP_WHITE_MATTER
+    deep |= white & (distance(nuclei) <= 6) & (to_cortex >= 4) & (z > -12)
+    deep = ndimage.binary_opening(deep) | (deep & (distance(ventricle) < 3))
+    # The temporal horn is thin, and so is what is periventricular round it.
+    deep &= ~((z < 2) & (lobar == TEMPORAL_LOBE) & (to_ventricle > TEMPORAL_HORN_MM))
+    deep &= ~((z < -4) & (to_ventricle > BASAL_MM))
+    atlas[deep] = DEEP_WHITE_MATTER
     for side in (-1, 1):
         half = x * side > 0
         medial = ((base == 21) | (base == 24)) & half
@@ -243,13 +254,14 @@ def atlas_in_mni(t1, grey, white_probability, dk, affine):
         capsule &= (distance(lateral) < 12) & (distance(medial) < 12)
         atlas[capsule & cerebral & (base == 0) & ~ventricle] = INTERNAL_CAPSULE
         insula, putamen = (base == 5) & half, (base == 22) & half
-        outer = (distance(putamen) <= 6) & (distance(insula) <= 9)
-        outer &= distance(putamen) + distance(insula) <= 13
-        outer &= np.abs(x) > lateral_edge(putamen, x)
-        atlas[outer & cerebral & (base == 0) & ~cortex] = EXTERNAL_CAPSULE
+        to_putamen, to_insula = distance(putamen), distance(insula)
+        outer = (to_putamen <= 6) & (to_insula <= 9) & (to_putamen + to_insula <= 13)
+        outer &= (np.abs(x) > lateral_edge(putamen, x)) & cerebral & (base == 0)
+        # Beyond the middle between the two begins the insula, whose ribbon is labelled thinly.
+        atlas[outer] = np.where(to_putamen <= to_insula, EXTERNAL_CAPSULE, INSULA)[outer]
     atlas[callosum(white, axes)] = CORPUS_CALLOSUM
-    atlas[infratentorial & (base != BRAINSTEM)] = CEREBELLUM
-    atlas[base == BRAINSTEM] = BRAINSTEM
+    atlas[cerebellum] = CEREBELLUM
+    atlas[brainstem] = BRAINSTEM
     atlas[ventricle] = VENTRICLE
     atlas[~brain | (csf & ~ventricle)] = 0
     return (atlas + np.where((x > 0) & (atlas > 0), RIGHT, 0)).astype(np.int16)
@@ -264,17 +276,29 @@ def lateral_edge(putamen, x):
 
 
 def infratentorial_part(tissue, base, axes):
-    """Brainstem and cerebellum: unlabelled tissue behind and below, split at its narrow bridges."""
+    """Brainstem and cerebellum: unlabelled tissue behind and below, split at its narrow bridges.
+
+    The labelled brainstem is a narrow column: unlabelled tissue round it up to the level of the
+    mamillary bodies belongs to the midbrain where it is nearer to that column than to any other
+    label (with `PEDUNCLE_MM` in favour of the midbrain, for the peduncles fan out).
+    """
     x, y, z = axes
-    labelled = (base > 0) & (base != BRAINSTEM)
-    rest = tissue & ~labelled & (base != BRAINSTEM)
-    core = ndimage.binary_erosion(rest, iterations=2)
+    stem = base == BRAINSTEM
+    labelled = (base > 0) & ~stem
+    rest = tissue & ~labelled & ~stem
+    core = ndimage.binary_erosion(rest, iterations=CORE_MM)
     # Below the tentorium, which rises from the transverse sinus (z -25 at y -90) to its apex.
     below = (y < -28) & (z < np.clip(-12 + 0.35 * (y + 90) - 0.22 * np.abs(x), -40, 8))
     cerebellum_core = largest(core & below)
     cerebrum_core = labelled | (core & ~below & (z > -5))
-    nearer = distance(cerebellum_core) < distance(cerebrum_core)
-    return (base == BRAINSTEM) | (rest & nearer & (z < 12) & (y < -20))
+    # The cerebellum's core was eroded, the labelled cortex was not.
+    nearer = distance(cerebellum_core) - CORE_MM < distance(cerebrum_core)
+    midbrain = rest & (distance(stem) < distance(labelled) + PEDUNCLE_MM)
+    midbrain &= (np.abs(x) < 20) & (y < -6) & (z < -2)
+    below = rest & nearer & (z < 12) & (y < -20)
+    # Before the fourth ventricle lie pons and medulla, wider than the labelled column.
+    stem = stem | midbrain | (below & (np.abs(x) < PONS_HALF_MM) & (y > FOURTH_VENTRICLE_Y))
+    return stem, below & ~stem
 
 
 # ---------------------------------------------------------------- template
@@ -329,21 +353,32 @@ def main():
     mask = largest(ndimage.binary_fill_holes(probability > arguments.mask_threshold))
 
     brain = to_ants(head.numpy() * mask, affine)
-    found = ants.registration(brain, to_ants(t1, mni_affine), "SyNRA", reg_iterations=(60, 40, 10))
+    transforms = brain_to_brain(brain, to_ants(t1, mni_affine), arguments.reuse)
     carried = ants.apply_transforms(
-        brain, to_ants(atlas, mni_affine), found["fwdtransforms"], interpolator="nearestNeighbor"
+        brain, to_ants(atlas, mni_affine), transforms, interpolator="nearestNeighbor"
     )
     regions = carried.numpy().round().astype(np.int16)
     inside_brain = (
         ants.apply_transforms(
-            brain, to_ants(t1 > 0, mni_affine), found["fwdtransforms"], interpolator="linear"
+            brain, to_ants(t1 > 0, mni_affine), transforms, interpolator="linear"
         ).numpy()
         > 0.5
     )
     regions = complete(regions, mask, inside_brain)
-    template_to_mni = affine_between(ants, brain, to_ants(t1, mni_affine))
     save(output, head.numpy(), mask, regions, affine)
-    np.savetxt(output / "template_to_mni.txt", template_to_mni, fmt="%.6f")
+    np.savetxt(output / "template_to_mni.txt", affine_fit(mask, affine, transforms), fmt="%.6f")
+
+
+def brain_to_brain(brain, mni, reuse):
+    """Files of the transforms from MNI152 to the template's brain, kept in ``reuse``."""
+    kept = [reuse / name for name in ("mni_warp.nii.gz", "mni_affine.mat")] if reuse else []
+    if not kept or not all(path.exists() for path in kept):
+        made = ants.registration(brain, mni, "SyNRA", reg_iterations=(60, 40, 10))["fwdtransforms"]
+        if not kept:
+            return made
+        for path, source in zip(kept, made, strict=True):
+            shutil.copy(source, path)
+    return [str(path) for path in kept]
 
 
 def complete(regions, mask, inside_brain):
@@ -360,16 +395,16 @@ def complete(regions, mask, inside_brain):
     return (filled * reach).astype(np.int16)
 
 
-def affine_between(ants_module, fixed, moving):
-    """4 x 4 matrix from template world to MNI world, both RAS mm."""
-    found = ants_module.registration(fixed, moving, "Affine")
-    transform = ants_module.read_transform(found["fwdtransforms"][0])
-    origin = np.array(transform.apply_to_point((0.0, 0.0, 0.0)))
-    columns = [np.array(transform.apply_to_point(tuple(e))) - origin for e in np.eye(3)]
+def affine_fit(mask, affine, transforms):
+    """4 x 4 matrix from template to MNI world (RAS mm) that fits the nonlinear one best."""
+    points = np.argwhere(mask)[::97] @ affine[:3, :3].T + affine[:3, 3]
+    flip = np.array([-1.0, -1.0, 1.0])
+    table = pd.DataFrame(points * flip, columns=["x", "y", "z"])
+    moved = ants.apply_transforms_to_points(3, table, transforms)[["x", "y", "z"]].to_numpy() * flip
+    solution, *_ = np.linalg.lstsq(np.c_[points, np.ones(len(points))], moved, rcond=None)
     matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = np.array(columns).T, origin
-    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return flip @ matrix @ flip
+    matrix[:3] = solution.T
+    return matrix
 
 
 def isotropic_head(path):
