@@ -114,7 +114,8 @@ class Pile:
             return pd.DataFrame(columns=list(columns), dtype=object)
         whole = parts[0] if len(parts) == 1 else pd.concat(parts).sort_index()
         whole = whole.reindex(columns=list(columns))
-        return whole.where(whole.notna(), MISSING).replace("", MISSING)
+        # A copy lies in one piece, however many columns had to be added.
+        return whole.where(whole.notna(), MISSING).replace("", MISSING).copy()
 
 
 def _folders(parent: Path, prefix: str) -> list[str]:
