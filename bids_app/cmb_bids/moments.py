@@ -67,6 +67,7 @@ ITERATIONS = 8
 CENTRE_SD_MM = 0.7  # of a drawn lesion's centroid against its source, along each axis
 RELATIVE_SD_PER_MM = 0.06  # of a moment, by the longest voxel edge: what no null position can show
 LEAST_RELATIVE_SD = 0.10
+DRAWN_FACTOR = 1.25  # of standard deviations: what a lesion drawn off its source adds
 
 NULL_POSITIONS = 60
 FEWEST_NULL_POSITIONS = 20
@@ -539,7 +540,7 @@ def _table(
         if fit is None or not np.isfinite([fit.moment, fit.error]).all():
             rows.append((np.nan, np.nan, reason))
         else:
-            sd = float(np.hypot(inflation * fit.error, relative_sd * fit.moment))
+            sd = DRAWN_FACTOR * float(np.hypot(inflation * fit.error, relative_sd * fit.moment))
             rows.append((round(fit.moment, 3), round(max(sd, 0.001), 3), FITTED))
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.astype({"moment_ppm_mm3": float, "moment_sd_ppm_mm3": float})
