@@ -378,7 +378,9 @@ def surroundings(
     if use.sum() < LEAST_VOXELS:
         return None
     if phase.wrapped:
-        radians = np.ma.filled(unwrap_phase(np.ma.masked_array(radians, ~use)), 0)
+        # It would sort masked values too, and never end where one is not a number.
+        masked = np.ma.masked_array(np.where(use, radians, 0), ~use)
+        radians = np.ma.filled(unwrap_phase(masked), 0)
     share = np.ones(use.shape)
     far = np.flatnonzero(use & (distance > SHELL_MM[0]))
     step = int(np.ceil(len(far) / MOST_FAR_VOXELS))
