@@ -37,7 +37,6 @@ CORE_MM = 2
 PEDUNCLE_MM = 1.0
 # How far deep white matter reaches from the ventricle in the temporal lobe and at the base (mm).
 TEMPORAL_HORN_MM, BASAL_MM = 7.0, 8.0
-PONS_HALF_MM, FOURTH_VENTRICLE_Y = 17.0, -36.0
 
 FRONTAL = [
     "caudalmiddlefrontal",
@@ -296,8 +295,7 @@ def infratentorial_part(tissue, base, axes):
     midbrain = rest & (distance(stem) < distance(labelled) + PEDUNCLE_MM)
     midbrain &= (np.abs(x) < 20) & (y < -6) & (z < -2)
     below = rest & nearer & (z < 12) & (y < -20)
-    # Before the fourth ventricle lie pons and medulla, wider than the labelled column.
-    stem = stem | midbrain | (below & (np.abs(x) < PONS_HALF_MM) & (y > FOURTH_VENTRICLE_Y))
+    stem |= midbrain
     return stem, below & ~stem
 
 
