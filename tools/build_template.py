@@ -295,7 +295,7 @@ def infratentorial_part(tissue, base, axes):
     midbrain = rest & (distance(stem) < distance(labelled) + PEDUNCLE_MM)
     midbrain &= (np.abs(x) < 20) & (y < -6) & (z < -2)
     below = rest & nearer & (z < 12) & (y < -20)
-    stem |= midbrain
+    stem |= midbrain & ~below
     return stem, below & ~stem
 
 
