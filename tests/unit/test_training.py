@@ -14,7 +14,7 @@ from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import Calibration, MicrobleedNet, ModelDescription, calibrate
 from cmb_bids.training import cli, shards
 from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, augment, fit, sample_batch
-from cmb_bids.training.labels import label_candidates, ranked_hits
+from cmb_bids.training.labels import IGNORED, MICROBLEED, OTHER, label_candidates, ranked_hits
 from cmb_bids.training.scoring import (
     ScoredCase,
     calibration_error,
@@ -290,3 +290,19 @@ def test_key_of_the_data_ignores_docstrings_and_layout():
     assert shards._what_it_does(one) == shards._what_it_does(two)
     assert shards._what_it_does(one) != shards._what_it_does(one.replace("1", "2"))
     assert shards.data_key({"seed": 1}) != shards.data_key({"seed": 2})
+
+
+def test_a_second_call_on_a_lesion_is_neither_hit_nor_false():
+    lesions = pd.DataFrame({"x": [0.0], "y": [0.0], "z": [0.0], "diameter_mm": [5.0]})
+    points = np.array([[0.5, 0, 0], [2.5, 0, 0], [40, 0, 0]])
+    labels = np.array([MICROBLEED, IGNORED, OTHER])
+    probabilities = np.array([[0.9, 0, 0.1], [0.95, 0, 0.05], [0.8, 0, 0.2]])
+    case = ScoredCase(0, "ukb", "tbi", points, labels, probabilities, lesions)
+    measured = detection_metrics([case], 0.5)
+    assert measured["sensitivity"] == 1
+    assert measured["precision"] == 0.5
+    # Where only the second one is called, the lesion is found all the same.
+    only = probabilities.copy()
+    only[[0, 2], 0] = 0.1
+    measured = detection_metrics([dataclasses.replace(case, probabilities=only)], 0.5)
+    assert (measured["sensitivity"], measured["precision"]) == (1, 1)

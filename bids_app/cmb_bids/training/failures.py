@@ -68,7 +68,7 @@ def misses(case: ScoredCase, threshold: float) -> list[Failure]:
 
 def false_alarms(case: ScoredCase, threshold: float) -> list[Failure]:
     """Definite calls that no microbleed matches."""
-    called = np.flatnonzero(case.probabilities[:, MICROBLEED] >= threshold)
+    called = case.calls(threshold)
     pairs = match_points(case.microbleeds_mm, case.points_mm[called])
     false = np.delete(called, pairs[:, 1])
     return [

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from cmb_bids.evaluate import match_points
 from cmb_bids.resnet import Calibration, calibrate
-from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, ranked_hits
+from cmb_bids.training.labels import CALCIFICATION, IGNORED, MICROBLEED, ranked_hits
 from cmb_bids.training.shards import Case
 
 FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FROC is read
@@ -46,9 +46,20 @@ class ScoredCase:
         """Their positions (m, 3)."""
         return self.microbleeds[["x", "y", "z"]].to_numpy(dtype=float)
 
+    def calls(self, threshold: float) -> np.ndarray:
+        """Which candidates (k,) are called microbleeds, second ones on a lesion left out.
+
+        The lesion stage draws two candidates on one lesion as one (`cmb_bids.lesions`), so that a
+        second one is neither a hit nor a false alarm.
+        """
+        called = np.flatnonzero(self.probabilities[:, MICROBLEED] >= threshold)
+        counts = self.labels[called] != IGNORED
+        counts[match_points(self.microbleeds_mm, self.points_mm[called])[:, 1]] = True
+        return called[counts]
+
     def called(self, threshold: float) -> np.ndarray:
-        """Positions (k, 3) of the candidates called microbleeds."""
-        return self.points_mm[self.probabilities[:, MICROBLEED] >= threshold]
+        """Positions (k, 3) of `calls`."""
+        return self.points_mm[self.calls(threshold)]
 
 
 def scored_case(case: Case, kind: str, probabilities: np.ndarray) -> ScoredCase:
@@ -108,12 +119,17 @@ def fit_calibration(
 
 
 def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Scores and hits of all candidates of all cases, and the number of microbleeds."""
-    scores = [case.probabilities[:, MICROBLEED] for case in cases]
-    hits = [
-        ranked_hits(case.points_mm, score, case.microbleeds_mm)
-        for case, score in zip(cases, scores, strict=True)
-    ]
+    """Scores and hits of all candidates of all cases, and the number of microbleeds.
+
+    Second candidates on a lesion are left out, as in `ScoredCase.calls`.
+    """
+    scores, hits = [], []
+    for case in cases:
+        score = case.probabilities[:, MICROBLEED]
+        hit = ranked_hits(case.points_mm, score, case.microbleeds_mm)
+        counts = hit | (case.labels != IGNORED)
+        scores.append(score[counts])
+        hits.append(hit[counts])
     lesions = sum(len(case.microbleeds_mm) for case in cases)
     return np.concatenate(scores), np.concatenate(hits), lesions
 
@@ -176,7 +192,7 @@ def detection_metrics(cases: Sequence[ScoredCase], threshold: float) -> dict[str
     """Sensitivity, precision, F1 and false positives of calls at a threshold.
 
     One-to-one matching within 5 mm, as `cmb_bids.evaluate` does it. Lesions without a candidate
-    count as missed; a second call on one lesion counts as false.
+    count as missed; a second call on one lesion does not count (`ScoredCase.calls`).
     """
     lesions = sum(len(case.microbleeds_mm) for case in cases)
     true = called = 0
