@@ -202,12 +202,15 @@ def _contrast_images(
     normalized: np.ndarray,
     swi: np.ndarray | None,
     highpass: np.ndarray | None,
+    mask: np.ndarray,
     grid: _Grid,
 ) -> dict[str, np.ndarray]:
     """The images to look at on the working grid; values that are not finite become 0."""
     images = {"magnitude": _on_grid(_finite(normalized), grid)}
     if swi is not None:
-        images["swi"] = _on_grid(_finite(swi), grid)
+        # Relative to the brain, as the magnitude is: scanners' units differ a thousandfold.
+        level = max(float(np.median(_finite(swi)[mask])), 1e-6)
+        images["swi"] = _on_grid(_finite(swi) / np.float32(level), grid)
     if highpass is not None:
         phase = _finite(highpass)[grid.box]
         whole = tuple(slice(None) for _ in range(3))
@@ -323,7 +326,7 @@ def find_candidates(
     affine : (4, 4) array
         Voxel to scanner mm.
     swi : (x, y, z) array, optional
-        Susceptibility-weighted image.
+        Susceptibility-weighted image, any units.
     highpass : (x, y, z) array, optional
         High-pass filtered phase in radians, wrapped or not.
     config : CandidateConfig, optional
@@ -409,7 +412,9 @@ def propose_places(
         return pd.DataFrame()
     rim_mm = _signed_distance(brain, grid.voxel_sizes_mm)
     inside = rim_mm <= config.mask_dilation_mm
-    contrasts = _contrasts(_contrast_images(normalized, swi, highpass, grid), inside, grid, config)
+    contrasts = _contrasts(
+        _contrast_images(normalized, swi, highpass, mask, grid), inside, grid, config
+    )
     found = [_places_of(contrast, inside, grid, config) for contrast in contrasts]
     table = pd.concat(found, ignore_index=True)
     if table.empty:
