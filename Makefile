@@ -32,6 +32,7 @@ demo: $(VENV)/.run ## simulate a small dataset, count its microbleeds, compare w
 	$(BIN)/cmb-lab evaluate $(DEMO)/derivatives $(DEMO)/bids/derivatives/truth --output $(DEMO)/evaluation
 	@echo "Counts by scan: $(DEMO)/derivatives/group_microbleeds.csv"
 	@echo "By participant: $(DEMO)/derivatives/phenotype/microbleeds.tsv"
+	@echo "Pages: $(DEMO)/derivatives/group.html, $(DEMO)/derivatives/sub-*.html, $(DEMO)/evaluation/evaluation.html"
 
 lint: $(VENV)/.test ## style and types
 	$(BIN)/ruff check .
