@@ -1,6 +1,6 @@
 """Draw one scan's results for the README: SWI, high-pass phase and projection, lesions marked.
 
-    python tools/draw_example.py DERIVATIVES PARTICIPANT docs/images/example.png
+python tools/draw_example.py DERIVATIVES PARTICIPANT docs/images/example.png
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ from cmb_bids.run import run_group
 
 def work():
     summary = run_group(
-        Path(snakemake.params.bids_dir), Path(snakemake.params.output_dir), snakemake.params.settings
+        Path(snakemake.params.bids_dir),
+        Path(snakemake.params.output_dir),
+        snakemake.params.settings,
     )
     for problem in summary.problems:
         print(problem.message)
