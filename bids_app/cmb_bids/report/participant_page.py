@@ -188,12 +188,12 @@ def _result(row: Mapping[str, Any]) -> list[Block]:
     blocks.append(
         Text(
             f"Pattern of the definite ones: {pattern} (a flag for research). Burden class: "
-            f"{row.get('burden_class')}. Expected number, by the lesions' probabilities: "
+            f"{row.get('burden_class')}. Expected number, by the candidates' probabilities: "
             f"{show(row.get('cmb_expected'))}."
         )
     )
     chances = [[text, percent(row.get(name))] for name, text in CHANCES.items() if name in row]
-    note = "From the probabilities of the lesions listed; it knows nothing of lesions not found."
+    note = "From the probabilities of every candidate that could count, no others."
     blocks.append(Table("Probability of a number", ["microbleeds", "probability"], chances, note))
     return blocks
 
