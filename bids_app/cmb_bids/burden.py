@@ -311,6 +311,7 @@ def _describe_quality(quality: Mapping[str, float | None]) -> dict[str, float | 
         "phase_jump_share": 5,
         "phase_missing_share": 5,
         "motion_ghosting": 4,
+        "brain_left_out_share": 4,
     }
     return {name: _rounded(quality.get(name), n) for name, n in digits.items()}
 

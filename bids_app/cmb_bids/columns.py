@@ -408,6 +408,12 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
     "phase_missing_share": {
         "Description": "Share of the brain without phase: not finite, or exactly zero."
     },
+    "brain_left_out_share": {
+        "Description": (
+            "Share of what looks like brain, without registration, that the brain mask leaves "
+            "out: above the limit the mask is probably displaced and lesions are missed."
+        )
+    },
     "motion_ghosting": {
         "Description": (
             "Signal in the air along the phase-encoding direction from the brain beyond that in "

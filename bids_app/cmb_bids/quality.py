@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from cmb_bids.head import block_mean, coarse_steps, spread
+from cmb_bids.head import block_mean, coarse_steps, core_of_head, head_mask, spread
 from cmb_bids.volumes import slice_axis, voxel_sizes
 
 # Standard deviation of a normal distribution over its median absolute deviation.
@@ -32,6 +32,13 @@ MARGIN_MM = 6.0  # between the head and what is taken for air: ringing and fat
 ZEROED_SHARE = 0.5  # of the air: beyond it the image was masked
 
 
+# What a share is of, where it is not the brain.
+SHARES_OF = {
+    "motion_ghosting": "the brain's signal",
+    "brain_left_out_share": "what looks like brain",
+}
+
+
 @dataclass(frozen=True)
 class QualityConfig:
     """Limits of the quality check; the section ``quality`` of the configuration.
@@ -45,6 +52,8 @@ class QualityConfig:
         Shares of the brain.
     maximum_motion_ghosting : float
         Share of the brain's signal.
+    maximum_brain_left_out : float
+        Share of what looks like brain that the mask leaves out.
     """
 
     minimum_signal_to_noise: float = 10.0
@@ -52,6 +61,7 @@ class QualityConfig:
     maximum_phase_jump_share: float = 0.02
     maximum_phase_missing_share: float = 0.02
     maximum_motion_ghosting: float = 0.03
+    maximum_brain_left_out: float = 0.07
 
 
 def measure_quality(
@@ -80,7 +90,7 @@ def measure_quality(
     -------
     dict
         ``signal_to_noise``, ``motion_ghosting``, ``residual_phase_rad``, ``phase_jump_share``,
-        ``phase_missing_share``; None where it cannot be measured.
+        ``phase_missing_share``, ``brain_left_out_share``; None where it cannot be measured.
 
     Raises
     ------
@@ -96,7 +106,47 @@ def measure_quality(
         "signal_to_noise": signal_to_noise(image, brain),
         "motion_ghosting": motion_ghosting(image, brain, affine, phase_encoding_axis),
         **measure_phase(highpass, brain),
+        "brain_left_out_share": brain_left_out(image, brain, affine),
     }
+
+
+# ---------------------------------------------------------------- mask
+
+LOWEST_SHARE = 20.0  # per cent of the mask by height: below it necks and faces look like brain
+
+
+def brain_left_out(magnitude: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> float | None:
+    """Share of what looks like brain that the mask leaves out.
+
+    A registration that settles with the head tilted loses the frontal base or the cerebellum and
+    keeps a plausible volume. What looks like brain is found without registration: bright tissue
+    that the dark skull parts from the scalp (`cmb_bids.head.core_of_head`), above the lowest
+    fifth of the mask.
+
+    Parameters
+    ----------
+    magnitude : (x, y, z) array
+        Finite.
+    brain : (x, y, z) bool array
+    affine : (4, 4) array
+
+    Returns
+    -------
+    float or None
+        None where the mask is empty or nothing looks like brain.
+    """
+    sizes = voxel_sizes(affine)
+    steps = coarse_steps(sizes)
+    masked = block_mean(brain.astype(np.float32), steps) > 0.5
+    if not masked.any():
+        return None
+    head, _ = head_mask(np.maximum(magnitude, 0), sizes)
+    _, core = core_of_head(magnitude, head, sizes)
+    slope = np.asarray(affine, dtype=float)[2, :3] * steps
+    along = [np.arange(n) * s for n, s in zip(core.shape, slope, strict=True)]
+    height = along[0][:, None, None] + along[1][:, None] + along[2]
+    seen = core & (height >= np.percentile(height[masked], LOWEST_SHARE))
+    return float((seen & ~masked).sum() / seen.sum()) if seen.any() else None
 
 
 def find_phase_encoding(sidecar: Mapping[str, Any]) -> int | None:
@@ -348,10 +398,11 @@ def find_reasons(
         "phase_jump_share": (config.maximum_phase_jump_share, "the filtered phase jumps at"),
         "phase_missing_share": (config.maximum_phase_missing_share, "phase is missing in"),
         "motion_ghosting": (config.maximum_motion_ghosting, "ghosts of motion or flow have"),
+        "brain_left_out_share": (config.maximum_brain_left_out, "the mask leaves out"),
     }
     for name, (limit, said) in shares.items():
         share = quality.get(name)
         if share is not None and share > limit:
-            what = "the brain's signal" if name == "motion_ghosting" else "the brain"
+            what = SHARES_OF.get(name, "the brain")
             reasons.append(f"{said} {share:.1%} of {what} (at most {limit:.1%} is expected)")
     return reasons

@@ -11,6 +11,7 @@ import yaml
 
 from cmb_bids.quality import (
     QualityConfig,
+    brain_left_out,
     find_phase_encoding,
     find_reasons,
     measure_phase,
@@ -233,3 +234,22 @@ def test_reasons_name_what_is_outside_the_limits_and_nothing_else():
 def test_the_limits_are_those_of_the_shipped_configuration():
     shipped = yaml.safe_load((Path(__file__).parents[2] / "config" / "config.yaml").read_text())
     assert shipped["quality"] == dataclasses.asdict(QualityConfig())
+
+
+def test_a_mask_that_lost_the_front_is_noticed():
+    image, brain = head()
+    whole = brain_left_out(np.abs(image).astype(np.float32), brain, AFFINE)
+    cut = brain.copy()
+    cut[:, : SHAPE[1] // 3] = False
+    lost = brain_left_out(np.abs(image).astype(np.float32), cut, AFFINE)
+    assert whole < 0.02
+    assert lost == pytest.approx((brain & ~cut).sum() / brain.sum(), abs=0.08)
+    (reason,) = find_reasons({"brain_left_out_share": lost})
+    assert "leaves out" in reason
+    assert find_reasons({"brain_left_out_share": whole}) == []
+
+
+def test_no_mask_no_share():
+    image, brain = head()
+    assert brain_left_out(np.abs(image).astype(np.float32), ~brain & brain, AFFINE) is None
+    assert brain_left_out(np.zeros(SHAPE, np.float32), brain, AFFINE) is None
