@@ -209,8 +209,9 @@ def _contrast_images(
     images = {"magnitude": _on_grid(_finite(normalized), grid)}
     if swi is not None:
         # Relative to the brain, as the magnitude is: scanners' units differ a thousandfold.
-        level = max(float(np.median(_finite(swi)[mask])), 1e-6)
-        images["swi"] = _on_grid(_finite(swi) / np.float32(level), grid)
+        finite = _finite(swi)
+        level = max(float(np.median(finite[mask])), 1e-6)
+        images["swi"] = _on_grid(finite / np.float32(level), grid)
     if highpass is not None:
         phase = _finite(highpass)[grid.box]
         whole = tuple(slice(None) for _ in range(3))
