@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MODELS = Path(__file__).with_name("data") / "models"
 LESION_NUMBERS = ("x_mni", "y_mni", "z_mni", "x", "y", "z", "probability", "p_calcification",
-                  "diameter_mm", "volume_mm3")  # fmt: skip
+                  "diameter_mm", "volume_mm3", "extent_mm")  # fmt: skip
 
 _INTERVAL = {
     "low": {"Description": "Lower limit of the 95 % confidence interval."},

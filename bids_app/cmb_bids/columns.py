@@ -55,9 +55,10 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     },
     "counted": {
         "Description": (
-            "Whether the lesion enters the counts of the scans table: diameter within the "
-            "STRIVE range (2 to 10 mm unless configured otherwise) and the scan's brain mask "
-            "passed its check. Lesions that are not counted are listed all the same."
+            "Whether the lesion enters the counts of the scans table: within the STRIVE range "
+            "(extent_mm at least 2 and diameter_mm at most 10 unless configured otherwise) and the "
+            "scan's brain mask passed its check. Lesions that are not counted are listed all the "
+            "same."
         ),
         "Levels": {"true": "Counted", "false": "Listed only"},
     },
@@ -75,6 +76,14 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
             "else on the magnitude."
         ),
         "Units": "mm^3",
+    },
+    "extent_mm": {
+        "Description": (
+            "Greatest distance between two corners of the lesion's voxels: the longest diameter a "
+            "reader could measure. It includes the edges of the voxels, so it is never smaller "
+            "than the diagonal of one."
+        ),
+        "Units": "mm",
     },
     "hemisphere": {
         "Description": "Side of the brain.",

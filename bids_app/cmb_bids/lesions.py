@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import pdist
 from skimage.segmentation import watershed
 
 from cmb_bids.anatomy import Place, label_lesions, to_mni
@@ -51,8 +53,10 @@ class LesionConfig:
     ----------
     definite_probability, possible_probability : float or None
         Thresholds on the network's probability; None takes those of the model.
-    minimum_diameter_mm, maximum_diameter_mm : float
-        Apparent diameters that are counted (STRIVE: 2 to 10 mm); others are listed.
+    minimum_diameter_mm : float
+        Extent from which a lesion is counted (STRIVE: 2 mm); smaller ones are listed.
+    maximum_diameter_mm : float
+        Apparent diameter up to which a lesion is counted (STRIVE: 10 mm); larger ones are listed.
     growth_radius_mm : float
         A lesion reaches at most this far from its darkest voxel.
     background_radius_mm : float
@@ -340,13 +344,31 @@ def equivalent_diameter(volume_mm3: np.ndarray | float) -> np.ndarray | float:
     return np.cbrt(6 * np.asarray(volume_mm3) / np.pi)
 
 
+def greatest_extent(voxels: np.ndarray, affine: np.ndarray) -> float:
+    """Greatest distance (mm) between two corners of a set of voxels (Feret diameter).
+
+    Parameters
+    ----------
+    voxels : (n, 3) integer array
+        Indices of one voxel or more; each is a parallelepiped with corners half a step away.
+    affine : (4, 4) array
+        Voxel to scanner mm.
+    """
+    half = np.stack(np.meshgrid(*[[-0.5, 0.5]] * 3, indexing="ij"), -1).reshape(8, 3)
+    corners = np.unique((voxels[:, None] + half).reshape(-1, 3), axis=0)
+    # The two farthest points of a set are corners of its hull, which are few.
+    hull = corners[ConvexHull(corners).vertices]
+    return float(pdist(hull @ np.asarray(affine, dtype=float)[:3, :3].T).max())
+
+
 def _measure(labels: np.ndarray, count: int, affine: np.ndarray) -> pd.DataFrame:
-    """Centroid (scanner mm), volume and diameter of labels 1 to ``count``."""
-    centroids, voxels = np.zeros((count, 3)), np.zeros(count)
+    """Centroid (scanner mm), diameter, volume and extent of labels 1 to ``count``."""
+    centroids, voxels, extent = np.zeros((count, 3)), np.zeros(count), np.zeros(count)
     for position, box in enumerate(ndimage.find_objects(labels, max_label=count)):
         where = np.argwhere(labels[box] == position + 1)
         centroids[position] = where.mean(axis=0) + [s.start for s in box]
         voxels[position] = len(where)
+        extent[position] = greatest_extent(where, affine)
     world = voxel_to_world(affine, centroids)
     volume = voxels * abs(np.linalg.det(np.asarray(affine, dtype=float)[:3, :3]))
     return pd.DataFrame(
@@ -356,6 +378,7 @@ def _measure(labels: np.ndarray, count: int, affine: np.ndarray) -> pd.DataFrame
             "z": world[:, 2].round(2),
             "diameter_mm": np.round(equivalent_diameter(volume), 2),
             "volume_mm3": volume.round(2),
+            "extent_mm": extent.round(2),
         }
     )
 
@@ -458,8 +481,7 @@ def segment_lesions(
     else:
         table[REGION_COLUMNS] = label_lesions(points, regions, affine, places)[REGION_COLUMNS]
     table = _add_moments(table, labels, phase, normalized, brain, affine)
-    within = table["diameter_mm"].between(config.minimum_diameter_mm, config.maximum_diameter_mm)
-    table["counted"] = within.to_numpy() & gate_passed
+    table["counted"] = _is_counted(table, config) & gate_passed
     return table[["lesion_class", *TABLE_COLUMNS]], labels
 
 
@@ -485,6 +507,17 @@ def _point_blob(point: np.ndarray, shape: tuple[int, ...]) -> Blob:
     one = np.ones((1, 1, 1))
     seed = (int(origin[0]), int(origin[1]), int(origin[2]))
     return Blob(origin, one.astype(bool), one, seed)
+
+
+def _is_counted(table: pd.DataFrame, config: LesionConfig) -> np.ndarray:
+    """Whether lesions are within the limits of size.
+
+    A lesion of one or two thick voxels has the volume of a sphere under 2 mm though it is longer
+    in the image, and a reader measures what is longest: the lower limit is on the extent. The
+    upper one stays on the diameter, because an extent includes the edges of voxels.
+    """
+    large_enough = table["extent_mm"] >= config.minimum_diameter_mm
+    return (large_enough & (table["diameter_mm"] <= config.maximum_diameter_mm)).to_numpy()
 
 
 def _complete(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,8 @@ from cmb_bids.lesions import (
     LesionConfig,
     decide_classes,
     decide_thresholds,
+    equivalent_diameter,
+    greatest_extent,
     segment_lesions,
     split_class,
 )
@@ -97,13 +99,49 @@ def test_a_sphere_keeps_its_diameter_and_place(affine, diameter):
 
 
 def test_a_sphere_too_small_or_too_large_is_listed_and_not_counted():
-    image, points = draw(
-        FINE, [((-11, 0, 0), 1.2), ((-6, 0, 0), 4.0), ((6, 0, 0), 12.0)], blur_mm=0.3
-    )
-    table, _ = segment(image, FINE, points)
+    finest = np.diag([0.4, 0.4, 1.2, 1.0])
+    shape = (75, 51, 19)  # odd: the small one lies within a slice
+    spheres = [((-11.2, 0, 0), 1.0), ((-6, 0, 0), 4.0), ((6, 0, 0), 12.0)]
+    image, points = draw(finest, spheres, shape=shape, blur_mm=0.2)
+    table, _ = segment(image, finest, points)
     by_place = table.sort_values("x")
     assert by_place["counted"].tolist() == [False, True, False]
-    assert by_place["diameter_mm"].iloc[0] < 2 < 10 < by_place["diameter_mm"].iloc[2]
+    assert by_place["extent_mm"].iloc[0] < 2
+    assert by_place["diameter_mm"].iloc[2] > 10
+
+
+@pytest.mark.parametrize(
+    ("voxel", "extent", "counted"),
+    [((0.5, 0.5, 1.98), 2.10, True), ((0.8, 0.8, 3.0), 3.21, True), ((0.4, 0.4, 1.2), 1.33, False)],
+)
+def test_a_lesion_of_one_voxel_counts_where_the_voxel_is_2_mm_long(voxel, extent, counted):
+    affine = np.diag([*voxel, 1.0])
+    image = np.ones((41, 41, 11), dtype=np.float32)
+    image[20, 20, 5] = 0.3
+    table, labels = segment(image, affine, np.multiply([[20, 20, 5]], voxel))
+    assert (labels > 0).sum() == 1
+    assert table["extent_mm"][0] == pytest.approx(extent, abs=0.01)
+    assert table["diameter_mm"][0] < 2
+    assert table["counted"][0] == counted
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    voxels=st.lists(st.tuples(*[st.integers(0, 6)] * 3), min_size=1, max_size=20, unique=True),
+    sizes=st.tuples(*[st.floats(0.3, 3)] * 3),
+    angles=st.tuples(*[st.floats(-3, 3)] * 3),
+    shift=st.tuples(*[st.integers(-50, 50)] * 3),
+)
+def test_an_extent_is_that_of_the_farthest_corners_however_the_grid_lies(
+    voxels, sizes, angles, shift
+):
+    voxels, sizes = np.array(voxels), np.array(sizes)
+    turned = nib.affines.from_matvec(nib.eulerangles.euler2mat(*angles) @ np.diag(sizes))
+    between = (np.abs(voxels[:, None] - voxels[None]) + 1) * sizes
+    farthest = np.linalg.norm(between, axis=-1).max()  # of a pair of boxes: their outer corners
+    assert greatest_extent(voxels + shift, turned) == pytest.approx(farthest, rel=1e-6)
+    volume = len(voxels) * sizes.prod()
+    assert greatest_extent(voxels, turned) >= equivalent_diameter(volume) - 1e-6
 
 
 def test_the_size_limits_are_those_of_the_configuration():
@@ -271,14 +309,14 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_the_table_has_the_columns_that_users_rely_on():
-    assert TABLE_COLUMNS[:16] == [
+    assert TABLE_COLUMNS[:17] == [
         "index", "name", "x", "y", "z", "probability", "p_calcification", "certainty", "counted",
-        "diameter_mm", "volume_mm3", "hemisphere", "mars_region", "mars_class", "bombs_region",
-        "bombs_class",
+        "diameter_mm", "volume_mm3", "extent_mm", "hemisphere", "mars_region", "mars_class",
+        "bombs_region", "bombs_class",
     ]  # fmt: skip
     later = {"structure", "region_source", "x_mni", "y_mni", "z_mni", "moment_ppm_mm3"}
     later |= {"moment_sd_ppm_mm3", "moment_status", "moment_verdict"}
-    assert later <= set(TABLE_COLUMNS[16:])
+    assert later <= set(TABLE_COLUMNS[17:])
 
 
 def test_a_lesion_has_a_structure_of_the_parcellation_and_mni_coordinates():
@@ -318,6 +356,7 @@ def test_rows_and_labels_always_agree(seed, count):
     for row in table.itertuples():
         voxels = labels == row.index
         assert row.volume_mm3 == pytest.approx(voxels.sum(), abs=0.01)
+        assert row.diameter_mm <= row.extent_mm
         assert row.diameter_mm <= 16
         assert ndimage.label(voxels, np.ones((3, 3, 3)))[1] >= 1
     assert (table["probability"] >= 0).all()

@@ -54,6 +54,7 @@ HEADINGS = {
     "p_calcification": "P(calcification)",
     "diameter_mm": "diameter (mm)",
     "volume_mm3": "volume (mm³)",
+    "extent_mm": "extent (mm)",
     "moment_ppm_mm3": "moment (ppm mm³)",
     "moment_sd_ppm_mm3": "its standard deviation",
     "moment_verdict": "sign of the moment",
