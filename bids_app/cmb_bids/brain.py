@@ -40,8 +40,10 @@ STARTS_DEG = ((0, 0), (-25, 0), (25, 0), (0, 25), (0, -25))
 # Iterations at twice the working voxel, then at the working voxel.
 SYN_ITERATIONS = (50, 5)
 BRAIN_MARGIN_MM = 15.0
-# A first start whose heads overlap by this Dice needs no other start.
-GOOD_OVERLAP = 0.92
+# Affine from each start, and from there on.
+QUICK_SHRINK = (4,)
+AFFINE_SHRINK = (4, 2)
+HISTOGRAM_BINS = 32
 # Dice of a given mask and the carried one below which the carried regions are not believed.
 MINIMUM_AGREEMENT = 0.8
 
@@ -348,9 +350,16 @@ def register_template(
     moving = _to_ants(moving_array, moving_affine)
     silhouette = moving_array > 0.1 * np.percentile(moving_array, 98)
     with tempfile.TemporaryDirectory(prefix="cmb-brain-") as folder:
-        affine_file, matrix, overlap = _best_affine(
-            fixed, moving, coarse_affine, head, silhouette, moving_affine, folder, seed, start
-        )
+        centres = _centroid(head, coarse_affine), _centroid(silhouette, moving_affine)
+        if start is None:
+            begin = _best_start(
+                fixed, moving, coarse_affine, head, moving_affine, centres, folder, seed
+            )
+        else:
+            begin = _write_affine(start, centres[0], f"{folder}/start.mat")
+        affine_file = _affine(fixed, moving, begin, f"{folder}/affine_", seed, AFFINE_SHRINK)
+        matrix = _read_affine(affine_file)
+        overlap = _head_overlap(head, coarse_affine, silhouette, moving_affine, matrix)
         points = voxel_grid_points(coarse.shape, matrix @ coarse_affine)
         box = _brain_box(template, matrix, coarse.shape, coarse_affine)
         if box is not None:
@@ -464,49 +473,65 @@ def _read_affine(path: str) -> np.ndarray:
     return _LPS @ matrix @ _LPS
 
 
-def _best_affine(
+def _affine(
+    fixed: Any, moving: Any, begin: str, prefix: str, seed: int, shrink: tuple[int, ...]
+) -> str:
+    """File of the affine that ANTs finds from the one in ``begin``, coarse to fine."""
+    [file] = _register(
+        seed,
+        fixed,
+        moving,
+        "Affine",
+        initial_transform=begin,
+        aff_metric="mattes",
+        aff_sampling=32,
+        aff_random_sampling_rate=0.5,
+        aff_iterations=(100,) * len(shrink),
+        aff_shrink_factors=shrink,
+        aff_smoothing_sigmas=tuple(factor // 2 for factor in shrink),
+        outprefix=prefix,
+    )
+    return file
+
+
+def _best_start(
     fixed: Any,
     moving: Any,
     fixed_affine: np.ndarray,
     head: np.ndarray,
-    silhouette: np.ndarray,
     moving_affine: np.ndarray,
+    centres: tuple[np.ndarray, np.ndarray],
     folder: str,
     seed: int,
-    start: np.ndarray | None = None,
-) -> tuple[str, np.ndarray, float]:
-    """Affine registration from the first start that succeeds, or the best of all.
+) -> str:
+    """File of the quick affine, of one from each start, under which the images tell most.
 
-    Returns the transform's file, its RAS matrix (scan to template world) and the Dice of heads.
+    The outlines of the heads would not do to choose by: a field of view that ends at the skull
+    base is filled as well by a head that is tilted and too large.
     """
-    centre = _centroid(head, fixed_affine)
-    target = _centroid(silhouette, moving_affine)
-    best: tuple[str, np.ndarray, float] | None = None
-    starts = [_start(r, centre, target) for r in STARTS_DEG] if start is None else [start]
-    for number, matrix in enumerate(starts):
-        begin = _write_affine(matrix, centre, f"{folder}/{number}.mat")
-        [file] = _register(
-            seed,
-            fixed,
-            moving,
-            "Affine",
-            initial_transform=begin,
-            aff_metric="mattes",
-            aff_sampling=32,
-            aff_random_sampling_rate=0.5,
-            aff_iterations=(200, 100),
-            aff_shrink_factors=(4, 2),
-            aff_smoothing_sigmas=(2, 1),
-            outprefix=f"{folder}/affine{number}_",
+    near = ndimage.binary_dilation(head, iterations=2)
+    scan = ndimage.gaussian_filter(fixed.numpy(), 1)[near]
+    template = moving.numpy()
+    best, most = "", -1.0
+    for number, rotation in enumerate(STARTS_DEG):
+        begin = _write_affine(_start(rotation, *centres), centres[0], f"{folder}/{number}.mat")
+        file = _affine(fixed, moving, begin, f"{folder}/quick{number}_", seed, QUICK_SHRINK)
+        chain = np.linalg.inv(moving_affine) @ _read_affine(file) @ fixed_affine
+        carried = ndimage.affine_transform(
+            template, chain[:3, :3], chain[:3, 3], output_shape=near.shape, order=1
         )
-        matrix = _read_affine(file)
-        overlap = _head_overlap(head, fixed_affine, silhouette, moving_affine, matrix)
-        if best is None or overlap > best[2]:
-            best = (file, matrix, overlap)
-        if overlap >= GOOD_OVERLAP:
-            break
-    assert best is not None
+        told = _mutual_information(scan, ndimage.gaussian_filter(carried, 1)[near])
+        if told > most:
+            best, most = file, told
     return best
+
+
+def _mutual_information(first: np.ndarray, second: np.ndarray) -> float:
+    """Mutual information of two samples, in nats."""
+    joint = np.histogram2d(first, second, bins=HISTOGRAM_BINS)[0] / max(first.size, 1)
+    apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    filled = joint > 0
+    return float((joint[filled] * np.log(joint[filled] / apart[filled])).sum())
 
 
 def _head_overlap(

@@ -18,7 +18,9 @@ CORE_EROSIONS = 3
 
 def coarse_steps(sizes_mm: np.ndarray, target_mm: float = COARSE_MM) -> tuple[int, int, int]:
     """Voxels per coarse voxel along each axis, so that its edge is close to ``target_mm``."""
-    steps = np.maximum(1, np.round(target_mm / np.asarray(sizes_mm, dtype=float))).astype(int)
+    # A little more than the ratio: slices of 2 mm are 1.99999996 or 2.00000004 by their affines.
+    ratio = target_mm / np.asarray(sizes_mm, dtype=float) + 1e-3
+    steps = np.maximum(1, np.round(ratio)).astype(int)
     return int(steps[0]), int(steps[1]), int(steps[2])
 
 
