@@ -1,35 +1,40 @@
 """Measure drawn diameters and magnetic moments against simulated truth.
 
-    python tools/measure_lesions.py --work FOLDER [ukb:901 3T:902 ...]
+    python tools/measure_lesions.py --work FOLDER [ukb:901 3T:902 3T:905:5 ...]
 
-Each argument is a protocol and a seed: simulate a scan with 40 microbleeds and many calcifications,
-process it as the pipeline does, with the true brain mask. Lesions are measured at their true
-places, as drawn from their true places, and as found by candidates and network. Prints the
-diameter's bias, the moment's bias, spread, coverage and sign by size, and what the sign of the
-moment would change in the network's calls. All figures are of simulated scans. Processed scans
-are kept in FOLDER.
+Each argument is a protocol and a seed, and the median diameter of the cores where it is not to be
+the simulation's own (mm): simulate a scan with 40 microbleeds and many calcifications, process it
+as the pipeline does, with the true brain mask. A twin, the same scan without lesions, tells how
+large each lesion looks by itself: what it took away from the image, to half depth, without the
+dark structures it lies in or next to. Lesions are measured at their true places, as drawn from
+their true places, and as found by candidates and network. Prints the diameter's bias, how many
+lesions are large enough to count, the moment's bias, spread, coverage and sign by size, and what
+the sign of the moment would change in the network's calls. All figures are of simulated scans.
+Processed scans are kept in FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from cmb_bids.candidates import find_candidates
 from cmb_bids.interfaces.classify import classify_candidates
-from cmb_bids.lesions import CALCIFICATION, MICROBLEED, segment_lesions
+from cmb_bids.lesions import CALCIFICATION, MICROBLEED, equivalent_diameter, segment_lesions
 from cmb_bids.moments import Phase, describe_phase, measure_moments
-from cmb_bids.phase import process_complex
-from cmb_bids.simulate import sample_subject, simulate_scan
+from cmb_bids.phase import SwiResult, process_complex
+from cmb_bids.simulate import SimulatedScan, SubjectSpec, sample_subject, simulate_scan
 from cmb_bids.training.cases import normalise
-from cmb_bids.volumes import world_to_voxel
+from cmb_bids.volumes import voxel_sizes, world_to_voxel
 
 # The dipole model of cmb_bids.moments was chosen on the first three.
 SCANS = ("ukb:901", "3T:902", "1.5T:903", "ukb:904")
@@ -40,7 +45,10 @@ MIMIC_LOAD = 5.0
 IMAGES = ("normalized", "unwrapped", "highpass", "swi")
 REACH_MM = 5.0
 CORE_CLASSES = (0, 1.5, 2, 3, 4, 9)
-APPARENT_CLASSES = (0, 2, 3, 4, 6, 12)
+APPARENT_CLASSES = (0, 2, 3, 4, 6, 16)
+LOST_SIGNAL = 0.3  # no lesion can be seen where less of the brain's median is left without it
+FAINTEST = 0.1  # share of the signal a lesion must take away to have a diameter of its own
+FAR_OFF_MM = 2.0
 # Susceptibility (ppm) of the tissue a simulated lesion displaces, by base id of the atlas; grey
 # matter, white matter and nuclei as cmb_bids.simulate has them. Fluid is about zero.
 TISSUE_PPM = {
@@ -62,12 +70,13 @@ class Scan(NamedTuple):
     truth: pd.DataFrame
 
 
-def load_scan(protocol: str, seed: int, work: Path) -> Scan:
-    """The scan of a protocol and seed, from the folder or simulated."""
-    name = f"{protocol}-{seed}"
+def load_scan(named: str, work: Path) -> Scan:
+    """The scan of a protocol, seed and perhaps core diameter, from the folder or simulated."""
+    name = named.replace(":", "-")
     path = work / f"{name}.npz"
     if not path.exists():
-        simulate(protocol, seed, path)
+        protocol, seed, *core = named.split(":")
+        simulate(protocol, int(seed), path, *map(float, core))
     with np.load(path) as stored:
         images = {image: stored[image] for image in IMAGES}
         radians, wrapped = stored["phase"]
@@ -76,22 +85,25 @@ def load_scan(protocol: str, seed: int, work: Path) -> Scan:
     return Scan(name, images, mask, labels, affine, phase, pd.read_csv(path.with_suffix(".csv")))
 
 
-def simulate(protocol: str, seed: int, path: Path) -> None:
+def simulate(protocol: str, seed: int, path: Path, core_mm: float | None = None) -> None:
     """Simulate and process a scan; keep what lesions are measured on."""
     spec = sample_subject(
         seed, protocol, GROUPS[seed % 3], microbleeds=MICROBLEEDS, mimic_load=MIMIC_LOAD
     )
-    scan = simulate_scan(spec, oversampling=OVERSAMPLING.get(protocol))
-    field = spec.protocol.field_strength_t
-    result = process_complex(
-        scan.magnitudes, scan.phases, scan.echo_times_s, scan.affine, field_strength_t=field
-    )
-    described = describe_phase(result.report, field)
+    if core_mm is not None:
+        spec = replace(spec, microbleed_diameter_mm=core_mm)
+    scan, result = simulate_and_process(spec)
+    described = describe_phase(result.report, spec.protocol.field_strength_t)
     if isinstance(described, str):
         raise SystemExit(f"{path.stem}: {described}")
-    truth_with_moments(scan.truth, scan.regions, scan.affine).to_csv(
-        path.with_suffix(".csv"), index=False
-    )
+    # Random numbers of one stage do not depend on another: nothing else changes in the twin.
+    _, without = simulate_and_process(replace(spec, microbleeds=0, mimic_load=0.0))
+    truth = truth_with_moments(scan.truth, scan.regions, scan.affine)
+    for name in ("magnitude", "swi"):
+        truth[f"{name}_mm"] = own_diameters(
+            truth, getattr(result, name), getattr(without, name), scan.brain_mask, scan.affine
+        )
+    truth.to_csv(path.with_suffix(".csv"), index=False)
     np.savez(
         path,
         normalized=normalise(result.magnitude, scan.brain_mask, scan.affine, True),
@@ -104,6 +116,45 @@ def simulate(protocol: str, seed: int, path: Path) -> None:
         phase=np.array(described, dtype=float),
     )
     print(f"simulated {path.stem}", flush=True)
+
+
+def simulate_and_process(spec: SubjectSpec) -> tuple[SimulatedScan, SwiResult]:
+    """A scan and what the pipeline's phase stage makes of it."""
+    protocol = spec.protocol
+    scan = simulate_scan(spec, oversampling=OVERSAMPLING.get(protocol.name))
+    images = (scan.magnitudes, scan.phases, scan.echo_times_s, scan.affine)
+    return scan, process_complex(*images, field_strength_t=protocol.field_strength_t)
+
+
+def own_diameters(
+    truth: pd.DataFrame,
+    image: np.ndarray,
+    without: np.ndarray,
+    brain: np.ndarray,
+    affine: np.ndarray,
+) -> np.ndarray:
+    """Diameter (mm) of what each lesion took away from an image, to half of the most it took.
+
+    Compared with the same image without lesions, so that no vein, nucleus or edge of the brain is
+    taken for the lesion. NaN where there is no signal to take away, or hardly any was taken.
+    """
+    visible = brain & (without > LOST_SIGNAL * np.median(without[brain]))
+    taken = np.where(visible, 1 - image / np.where(visible, without, 1), 0)
+    sizes = voxel_sizes(affine)
+    diameters = np.full(len(truth), np.nan)
+    points = world_to_voxel(affine, truth[["x", "y", "z"]].to_numpy())
+    for row, (point, core) in enumerate(zip(points, truth["diameter_mm"], strict=True)):
+        centre, reach = np.rint(point).astype(int), np.ceil(12 / sizes).astype(int)
+        first = np.maximum(centre - reach, 0)
+        box = taken[tuple(slice(a, b) for a, b in zip(first, centre + reach + 1, strict=True))]
+        steps = np.stack(np.meshgrid(*map(np.arange, box.shape), indexing="ij"), -1)
+        distance = np.linalg.norm((steps + first - point) * sizes, axis=-1)
+        near = distance <= max(core / 2, sizes.max() / 2)
+        most = np.unravel_index(np.argmax(np.where(near, box, -np.inf)), box.shape)
+        if box[most] >= FAINTEST:
+            parts, _ = ndimage.label(box >= box[most] / 2)
+            diameters[row] = equivalent_diameter((parts == parts[most]).sum() * sizes.prod())
+    return diameters
 
 
 def truth_with_moments(
@@ -162,7 +213,7 @@ def drawn(scan: Scan, listed: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame
     near = distance[rows, columns] <= REACH_MM
     matched = pd.Series(np.nan, index=range(len(table)))
     matched[rows[near]] = columns[near]
-    kept = ["name", "diameter_mm", "apparent_diameter_mm", "moment"]
+    kept = ["name", "diameter_mm", "magnitude_mm", "swi_mm", "moment"]
     true = truth[kept].add_prefix("true_").reindex(matched.to_numpy()).reset_index(drop=True)
     return pd.concat([table, true], axis=1).assign(scan=scan.name)
 
@@ -203,7 +254,10 @@ def describe_moments(table: pd.DataFrame, true: str, by: list[str]) -> pd.DataFr
 
 
 def describe_diameters(table: pd.DataFrame, against: str, edges: tuple[float, ...]) -> pd.DataFrame:
-    """Drawn diameter against a true one (mm), by kind and size."""
+    """Drawn diameter against a true one (mm), by kind and size.
+
+    ``too_small`` and ``too_large`` count lesions that are more than 2 mm off.
+    """
     table = table[table[against] > 0].assign(size=classes(table[against], edges))
     table = table.assign(error=table["diameter_mm"] - table[against])
     grouped = table.groupby(["true_name", "size"], observed=True)
@@ -213,7 +267,25 @@ def describe_diameters(table: pd.DataFrame, against: str, edges: tuple[float, ..
         drawn=("diameter_mm", "median"),
         bias=("error", "median"),
         spread=("error", lambda e: 1.4826 * (e - e.median()).abs().median()),
+        too_small=("error", lambda e: (e < -FAR_OFF_MM).sum()),
+        too_large=("error", lambda e: (e > FAR_OFF_MM).sum()),
     ).round(2)
+
+
+def describe_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """How many drawn lesions have the size to count, by protocol."""
+    table = table.assign(
+        small=table["diameter_mm"] < 2, too_short=table["extent_mm"] < 2,
+        large=table["diameter_mm"] > 10,
+    )  # fmt: skip
+    grouped = table.groupby(["true_name", "protocol"])
+    return grouped.agg(
+        n=("counted", "size"),
+        counted=("counted", "sum"),
+        diameter_under_2=("small", "sum"),
+        extent_under_2=("too_short", "sum"),
+        diameter_over_10=("large", "sum"),
+    )
 
 
 def describe_rule(found: pd.DataFrame) -> pd.DataFrame:
@@ -240,28 +312,30 @@ def show(title: str, table: pd.DataFrame) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="where processed scans are kept")
-    parser.add_argument("scans", nargs="*", default=SCANS, help="protocol:seed, such as ukb:901")
+    parser.add_argument("scans", nargs="*", default=SCANS, help="such as ukb:901 or 3T:905:5")
     parser.add_argument("--without-network", action="store_true", help="skip candidates, network")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     true, ideal, found = [], [], []
     for named in arguments.scans:
-        protocol, seed = named.split(":")
-        scan = load_scan(protocol, int(seed), arguments.work)
+        protocol = named.split(":")[0]
+        scan = load_scan(named, arguments.work)
         true.append(at_true_places(scan).assign(protocol=protocol))
         ideal.append(drawn(scan, listed_truth(scan)).assign(protocol=protocol))
         if not arguments.without_network:
             found.append(drawn(scan, listed_found(scan)).assign(protocol=protocol))
-    at_truth, as_drawn = pd.concat(true), pd.concat(ideal)
+    at_truth = pd.concat(true, ignore_index=True)
+    as_drawn = pd.concat(ideal, ignore_index=True)
     at_truth["size"] = classes(at_truth["diameter_mm"], CORE_CLASSES)
     as_drawn = as_drawn[as_drawn["lesion_class"] == as_drawn["true_name"]]
     as_drawn = as_drawn.assign(size=classes(as_drawn["true_diameter_mm"], CORE_CLASSES))
-    apparent = "true_apparent_diameter_mm"
-    show("diameter against that in the magnitude",
-         describe_diameters(as_drawn, apparent, APPARENT_CLASSES))  # fmt: skip
+    for image in ("magnitude", "swi"):
+        show(f"diameter against what the lesion took from the {image}",
+             describe_diameters(as_drawn, f"true_{image}_mm", APPARENT_CLASSES))  # fmt: skip
     show(
         "diameter against the core", describe_diameters(as_drawn, "true_diameter_mm", CORE_CLASSES)
     )
+    show("lesions of a size to count", describe_counts(as_drawn))
     show("moments at true places", describe_moments(at_truth, "moment", ["name", "size"]))
     show("by protocol", describe_moments(at_truth, "moment", ["protocol", "name"]))
     show("moments of drawn lesions",

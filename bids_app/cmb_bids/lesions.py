@@ -77,8 +77,12 @@ class LesionConfig:
 # How two detections are told to be one lesion, and where a vessel that touches a lesion is cut.
 ONE_LESION_DEPTH = 0.75  # no ridge shallower than this share of the shallower one's depth
 SHELL_FILL = 0.10  # a lesion fills at least this share of a spherical shell round its centre
-SHELL_MM = 1.0  # thickness of those shells
+SHELL_MM = 1.0  # thickness of those shells, at least
 SEED_RADIUS_MM = (1.5, 3.0)  # the darkest voxel is sought this near the candidate
+# How the tissue that a small lesion lies in is told from its own noise and from what lies beyond.
+TISSUE_SHELLS_MM = ((2.0, 4.0), (3.0, 5.0), (4.0, 7.0), (6.0, 10.0))  # from the darkest voxel
+TISSUE_CONTRAST = 0.45  # of the contrast to the wider surroundings, at least
+TISSUE_NOISE = 8.0  # standard deviations that the mean of a lesion is away from it, at least
 
 
 class Blob(NamedTuple):
@@ -186,14 +190,14 @@ def _box_round(
     return first, slices, distance
 
 
-def _cut_tails(inside: np.ndarray, distance: np.ndarray) -> np.ndarray:
+def _cut_tails(inside: np.ndarray, distance: np.ndarray, thickness: float) -> np.ndarray:
     """Cut a region beyond the distance where it fills little of the sphere around its centre.
 
     A vessel that touches a lesion passes through a sphere round the lesion in a small spot; the
     lesion itself fills the sphere until its own edge. The first sparse shell is kept, for it may
-    hold that edge.
+    hold that edge. Shells thinner than a slice would be sparse where they pass between slices.
     """
-    shell = np.floor(distance / SHELL_MM).astype(int)
+    shell = np.floor(distance / thickness).astype(int)
     whole = np.bincount(shell.ravel())
     filled = np.bincount(shell[inside], minlength=whole.size)
     sparse = np.flatnonzero(filled < SHELL_FILL * whole)
@@ -204,6 +208,82 @@ def _connected_to(inside: np.ndarray, voxel: tuple[int, ...]) -> np.ndarray:
     """The face-connected part of a region that holds a voxel."""
     labels, _ = ndimage.label(inside)
     return (labels == labels[voxel]) & (labels > 0)
+
+
+def _grow(
+    deep: np.ndarray,
+    depth: np.ndarray,
+    seed: tuple[int, ...],
+    offsets: np.ndarray,
+    shell_mm: float,
+) -> np.ndarray:
+    """The connected part of what is deep enough that holds the seed, holes filled, without tails.
+
+    ``offsets`` (a, b, c, 3) are mm from any fixed point; ``shell_mm`` is for `_cut_tails`.
+    """
+    deep[seed] = True
+    # Filled first: a shell with the bright rim of a wrap in it would look sparse, and be cut.
+    inside = ndimage.binary_fill_holes(_connected_to(deep, seed))
+    weights = np.maximum(depth[inside], 0)
+    centre = (offsets[inside] * weights[:, None]).sum(axis=0) / weights.sum()
+    cut = _cut_tails(inside, np.linalg.norm(offsets - centre, axis=-1), shell_mm)
+    return _connected_to(cut, seed) if cut[seed] else inside
+
+
+def _noise(values: np.ndarray, usable: np.ndarray) -> float:
+    """Standard deviation of noise, robust, from voxels two steps apart.
+
+    Neighbours are alike in images that were interpolated to twice their matrix.
+    """
+    steps = []
+    for axis in range(3):
+        here, known = np.moveaxis(values, axis, 0), np.moveaxis(usable, axis, 0)
+        steps.append((here[2:] - here[:-2])[known[2:] & known[:-2]])
+    apart = np.abs(np.concatenate(steps))
+    return 1.4826 / np.sqrt(2) * float(np.median(apart)) if apart.size else 0.0
+
+
+def _tissue_around(
+    values: np.ndarray,
+    usable: np.ndarray,
+    distance: np.ndarray,
+    seed: tuple[int, ...],
+    wider: float,
+    radius_mm: float,
+    depth_fraction: float,
+) -> float:
+    """What the image shows in the tissue a lesion lies in.
+
+    A small lesion in a dark nucleus is dark against the nucleus, not against the white matter
+    beyond: at half of that depth it would be the nucleus that is drawn. So the tissue is the
+    nearest shell around the darkest voxel, beyond the candidate's radius, that is much brighter
+    than it, that the lesion drawn against it hardly enters, and beyond which nothing is as dark as
+    the lesion (as it is beyond a bright rim of wrapped phase). That lesion must stand out from
+    noise, lest it be a dark spot of a large faint one. Where no shell is that, the tissue is
+    ``wider``, the median of all around.
+    """
+    darkest = values[seed]
+    shells = [
+        usable & (distance >= near) & (distance < far)
+        for near, far in TISSUE_SHELLS_MM
+        if near >= radius_mm
+    ]
+    shells = [shell for shell in shells if shell.any()]
+    levels = [float(np.median(values[shell])) for shell in shells]
+    noise = _noise(values, usable)
+    for position, (shell, level) in enumerate(zip(shells, levels, strict=True)):
+        edge = level - depth_fraction * (level - darkest)
+        if level - darkest < TISSUE_CONTRAST * (wider - darkest) or min(levels[position:]) < edge:
+            continue
+        drawn = usable & (values <= edge)
+        drawn[seed] = True
+        drawn = _connected_to(drawn, seed)
+        if np.count_nonzero(drawn & shell) >= SHELL_FILL * np.count_nonzero(shell):
+            continue
+        contrast = level - float(values[drawn].mean())
+        if contrast * np.sqrt(np.count_nonzero(drawn)) >= TISSUE_NOISE * noise:
+            return level
+    return wider
 
 
 def draw_blob(
@@ -217,7 +297,8 @@ def draw_blob(
     """Draw the dark region around a point.
 
     Region growing from the darkest voxel near the point, through voxels at least
-    ``depth_fraction`` as deep, within ``growth_radius_mm`` and the brain mask.
+    ``depth_fraction`` as deep against the tissue around, within ``growth_radius_mm`` and the
+    brain mask.
 
     Parameters
     ----------
@@ -254,21 +335,18 @@ def draw_blob(
     seed = tuple(int(v) for v in np.unravel_index(darkest, values.shape))
     if background <= 0 or values[seed] >= background:
         return None
-    depth = np.where(np.isfinite(values), 1 - values / background, 0.0)
     steps = np.stack(np.meshgrid(*[np.arange(n) for n in values.shape], indexing="ij"), -1) - seed
-    from_seed = np.linalg.norm(steps @ np.asarray(affine, float)[:3, :3].T, axis=-1)
-    inside = usable & (depth >= config.depth_fraction * depth[seed])
-    inside &= from_seed <= config.growth_radius_mm
-    inside[seed] = True
-    inside = _connected_to(inside, seed)
-    weights = depth[inside]
-    centre = (np.argwhere(inside) * weights[:, None]).sum(axis=0) / weights.sum()
-    from_centre = np.linalg.norm(
-        (steps + np.array(seed) - centre) @ np.asarray(affine, float)[:3, :3].T, axis=-1
+    offsets = steps @ np.asarray(affine, dtype=float)[:3, :3].T
+    from_seed = np.linalg.norm(offsets, axis=-1)
+    background = _tissue_around(
+        values, usable, from_seed, seed, background, radius_mm, config.depth_fraction
     )
-    cut = _cut_tails(inside, from_centre)
-    inside = _connected_to(cut, seed) if cut[seed] else inside
-    inside = ndimage.binary_fill_holes(inside) & (usable | inside)
+    depth = np.where(np.isfinite(values), 1 - values / background, 0.0)
+    deep = usable & (depth >= config.depth_fraction * depth[seed])
+    deep &= from_seed <= config.growth_radius_mm
+    shell_mm = max(SHELL_MM, float(voxel_sizes(affine).max()))
+    inside = _grow(deep, depth, seed, offsets, shell_mm)
+    inside &= usable | deep
     first, second, third = (int(v) for v in np.add(seed, origin))
     return Blob(origin, inside, depth, (first, second, third))
 
