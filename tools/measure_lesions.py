@@ -329,9 +329,10 @@ def main() -> None:
     at_truth["size"] = classes(at_truth["diameter_mm"], CORE_CLASSES)
     as_drawn = as_drawn[as_drawn["lesion_class"] == as_drawn["true_name"]]
     as_drawn = as_drawn.assign(size=classes(as_drawn["true_diameter_mm"], CORE_CLASSES))
-    for image in ("magnitude", "swi"):
+    bleeds = as_drawn[as_drawn["true_name"] == MICROBLEED]
+    for image, rows in (("magnitude", as_drawn), ("swi", bleeds)):  # only bleeds are drawn on SWI
         show(f"diameter against what the lesion took from the {image}",
-             describe_diameters(as_drawn, f"true_{image}_mm", APPARENT_CLASSES))  # fmt: skip
+             describe_diameters(rows, f"true_{image}_mm", APPARENT_CLASSES))  # fmt: skip
     show(
         "diameter against the core", describe_diameters(as_drawn, "true_diameter_mm", CORE_CLASSES)
     )

@@ -219,7 +219,7 @@ def _grow(
 ) -> np.ndarray:
     """The connected part of what is deep enough that holds the seed, holes filled, without tails.
 
-    ``offsets`` (a, b, c, 3) are mm from any fixed point; ``shell_mm`` is for `_cut_tails`.
+    ``offsets`` (a, b, c, 3) are mm from the seed; ``shell_mm`` is for `_cut_tails`.
     """
     deep[seed] = True
     # Filled first: a shell with the bright rim of a wrap in it would look sparse, and be cut.
@@ -227,7 +227,12 @@ def _grow(
     weights = np.maximum(depth[inside], 0)
     centre = (offsets[inside] * weights[:, None]).sum(axis=0) / weights.sum()
     cut = _cut_tails(inside, np.linalg.norm(offsets - centre, axis=-1), shell_mm)
-    return _connected_to(cut, seed) if cut[seed] else inside
+    kept = _connected_to(cut, seed) if cut[seed] else inside
+    if 2 * np.count_nonzero(kept) < np.count_nonzero(inside):
+        # What the lesion ran into is larger than the lesion: the centre was not the lesion's.
+        cut = _cut_tails(inside, np.linalg.norm(offsets, axis=-1), shell_mm)
+        kept = _connected_to(cut, seed)
+    return kept
 
 
 def _noise(values: np.ndarray, usable: np.ndarray) -> float:
