@@ -32,13 +32,19 @@ TEMPLATE_MASK_LEVEL = 0.5
 BIAS_SHRINK = 2
 # A field of view thinner than this in any direction holds no head to register.
 MINIMUM_EXTENT_MM = 70.0
-# Below this share of the brain's median a surface voxel is bone, air or a void, not brain.
-SIGNAL_FRACTION = 0.25
+# Below this share of the brain's median a surface voxel is mostly bone, air or a void.
+SIGNAL_FRACTION = 0.4
 REFINEMENT_MM = 6.0
+# A microbleed on the surface, up to 10 mm wide and 15 mm on the coarse grid, takes less than this
+# share of the surface within this distance.
+SPOT_MM = 12.0
+SPOT_SHARE = 0.5
 # Nodding is what differs most between positionings; each start is a rotation in degrees (x, z).
 STARTS_DEG = ((0, 0), (-25, 0), (25, 0), (0, 25), (0, -25))
 # Iterations at twice the working voxel, then at the working voxel.
-SYN_ITERATIONS = (50, 5)
+SYN_ITERATIONS = (40, 10)
+# With ANTs' usual 0.2 so few iterations stop short of the edge of brains unlike the template's.
+SYN_STEP = 0.3
 BRAIN_MARGIN_MM = 15.0
 # Affine from each start, and from there on.
 QUICK_SHRINK = (4,)
@@ -381,6 +387,7 @@ def _deform(fixed: Any, moving: Any, affine_file: str, folder: str, seed: int) -
         initial_transform=[affine_file],
         syn_metric="mattes",
         syn_sampling=32,
+        grad_step=SYN_STEP,
         reg_iterations=SYN_ITERATIONS,
         outprefix=f"{folder}/syn",
     )
@@ -614,7 +621,8 @@ def refine_mask(brain: np.ndarray, coarse: np.ndarray, sizes_mm: np.ndarray) -> 
     """Trim a carried brain mask to where there is signal; coarse grid.
 
     Dark voxels leave only where they are joined to the outside (bone, air, signal lost above the
-    sinuses): dark spots inside the brain, which may be what the whole tool looks for, stay.
+    sinuses), and most of the surface round them leaves too: dark spots inside the brain or on it,
+    which may be what the whole tool looks for, stay.
     """
     if not brain.any():
         return brain
@@ -624,7 +632,27 @@ def refine_mask(brain: np.ndarray, coarse: np.ndarray, sizes_mm: np.ndarray) -> 
     pad = [(int(n),) * 2 for n in np.ceil(REFINEMENT_MM / sizes_mm)]
     closed = ndimage.binary_closing(np.pad(lit, pad), _ball(REFINEMENT_MM, sizes_mm))
     closed = closed[tuple(slice(p[0], n - p[1]) for p, n in zip(pad, closed.shape, strict=True))]
-    return _largest(ndimage.binary_fill_holes(closed) & brain)
+    kept = ndimage.binary_fill_holes(closed) & brain
+    return _largest(kept | _spots(brain, kept, sizes_mm))
+
+
+def _spots(brain: np.ndarray, kept: np.ndarray, sizes_mm: np.ndarray) -> np.ndarray:
+    """What of the brain is not kept although most of the surface over it is."""
+    # The image's edge is no surface.
+    surface = brain & ~ndimage.binary_erosion(brain, border_value=1)
+    ball = _ball(SPOT_MM, sizes_mm).astype(np.float32)
+    around, lost = (
+        ndimage.convolve(part.astype(np.float32), ball, mode="constant")
+        for part in (surface, surface & ~kept)
+    )
+    mostly_lost = lost > SPOT_SHARE * around
+    if not (surface & mostly_lost).any():
+        return brain & ~kept
+    to_lost, to_kept = (
+        ndimage.distance_transform_edt(~part, sampling=sizes_mm)
+        for part in (surface & mostly_lost, surface & ~mostly_lost)
+    )
+    return brain & ~kept & (to_kept < to_lost)
 
 
 def signal_mask(magnitude: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -827,8 +855,11 @@ def _carry_over(
     carried = sample(registration, template.mask, 1) > TEMPLATE_MASK_LEVEL
     outline = block_mean(carried.astype(np.float32), steps) > 0.5
     if given is None:
-        outline = refine_mask(outline, coarse, voxel_sizes(coarse_affine))
-        mask = _largest(carried & (_enlarge(outline.astype(np.float32), steps, image.shape) > 0.4))
+        refined = refine_mask(outline, coarse, voxel_sizes(coarse_affine))
+        trimmed = (outline & ~refined).astype(np.float32)
+        # Where nothing is trimmed the carried mask draws the edge, finer than the coarse grid.
+        mask = _largest(carried & (_enlarge(trimmed, steps, image.shape) < 0.5))
+        outline = refined
     else:
         mask = given
     volume = _volume_ml(mask, affine)

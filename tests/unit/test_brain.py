@@ -12,6 +12,7 @@ from scipy import ndimage
 from cmb_bids import brain
 from cmb_bids.brain import BrainConfig, extract_brain, load_template
 from cmb_bids.errors import BadData, InputMissing, UsageError
+from cmb_bids.head import block_mean, coarse_steps
 from cmb_bids.interfaces.brain import BrainMask, read_given_mask
 from cmb_bids.volumes import read_volume, voxel_sizes, write_json, write_volume
 
@@ -246,9 +247,52 @@ def test_refinement_trims_the_rim_and_keeps_dark_spots():
     assert refined.sum() > 0.9 * (ball & (grid[..., 0] <= 90)).sum()
 
 
+def test_refinement_keeps_a_large_lesion_at_the_surface():
+    sizes = np.array([3.0, 3.0, 3.0])
+    grid = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), -1) * 3.0
+    ball = np.linalg.norm(grid - 60, axis=-1) < 45
+    lesion = np.linalg.norm(grid - [60, 60, 20], axis=-1) <= 5
+    image = np.where(ball & ~lesion, 100.0, 2.0).astype(np.float32)
+    refined = brain.refine_mask(ball, image, sizes)
+    assert refined[lesion & ball].mean() > 0.8
+
+
 def test_refinement_of_nothing_is_nothing():
     empty = np.zeros((5, 5, 5), bool)
     assert not brain.refine_mask(empty, np.ones((5, 5, 5), np.float32), np.ones(3)).any()
+
+
+def test_coarse_grid_does_not_hang_on_rounding():
+    assert coarse_steps(np.array([0.5, 0.5, 2.0 + 4e-8])) == (6, 6, 2)
+    assert coarse_steps(np.array([0.5, 0.5, 2.0 - 4e-8])) == (6, 6, 2)
+
+
+def test_mutual_information_of_a_permuted_image_is_small():
+    rng = np.random.default_rng(0)
+    image = rng.uniform(size=20000)
+    turned = np.cos(3 * image)
+    assert brain._mutual_information(image, turned) > 2
+    assert brain._mutual_information(image, rng.permutation(turned)) < 0.05
+
+
+def test_start_is_right_where_the_field_of_view_ends_at_the_skull_base(tmp_path):
+    magnitude, affine, mask, _ = posed_head(-18)
+    base = int(np.flatnonzero(mask.any(axis=(0, 1)))[0])
+    magnitude, mask = magnitude[..., base:], mask[..., base:]
+    affine[:3, 3] += affine[:3, 2] * base
+    head = ndimage.binary_fill_holes(magnitude > 30)
+    template = load_template()
+    steps = coarse_steps(voxel_sizes(template.affine))
+    coarse = block_mean(template.head, steps)
+    coarse_affine = brain._coarse_affine(template.affine, steps)
+    centres = brain._centroid(head, affine), brain._centroid(coarse > 20, coarse_affine)
+    images = brain._to_ants(magnitude, affine), brain._to_ants(coarse, coarse_affine)
+    file = brain._best_start(*images, affine, head, coarse_affine, centres, str(tmp_path), seed=1)
+    chain = np.linalg.inv(template.affine) @ brain._read_affine(file) @ affine
+    carried = ndimage.affine_transform(
+        template.mask.astype(np.float32), chain[:3, :3], chain[:3, 3], mask.shape, order=1
+    )
+    assert dice(carried > 0.5, mask) > 0.9
 
 
 @pytest.mark.parametrize("steps", [(1, 1, 1), (4, 3, 1), (2, 5, 7)])
