@@ -77,14 +77,6 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
         ),
         "Units": "mm^3",
     },
-    "extent_mm": {
-        "Description": (
-            "Greatest distance between two corners of the lesion's voxels: the longest diameter a "
-            "reader could measure. It includes the edges of the voxels, so it is never smaller "
-            "than the diagonal of one."
-        ),
-        "Units": "mm",
-    },
     "hemisphere": {
         "Description": "Side of the brain.",
         "Levels": {"left": "Left", "right": "Right", "midline": "On the midline"},
@@ -112,6 +104,14 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
             "deep": "Basal ganglia, capsules or thalamus",
             "posterior_fossa": "Brainstem or cerebellum",
         },
+    },
+    "extent_mm": {
+        "Description": (
+            "Greatest distance between two corners of the lesion's voxels: the longest diameter a "
+            "reader could measure. It includes the edges of the voxels, so it is never smaller "
+            "than the diagonal of one."
+        ),
+        "Units": "mm",
     },
     "structure": {
         "Description": (

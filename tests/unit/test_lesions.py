@@ -348,14 +348,14 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_the_table_has_the_columns_that_users_rely_on():
-    assert TABLE_COLUMNS[:17] == [
+    assert TABLE_COLUMNS[:16] == [
         "index", "name", "x", "y", "z", "probability", "p_calcification", "certainty", "counted",
-        "diameter_mm", "volume_mm3", "extent_mm", "hemisphere", "mars_region", "mars_class",
+        "diameter_mm", "volume_mm3", "hemisphere", "mars_region", "mars_class",
         "bombs_region", "bombs_class",
     ]  # fmt: skip
-    later = {"structure", "region_source", "x_mni", "y_mni", "z_mni", "moment_ppm_mm3"}
+    later = {"extent_mm", "structure", "region_source", "x_mni", "y_mni", "z_mni", "moment_ppm_mm3"}
     later |= {"moment_sd_ppm_mm3", "moment_status", "moment_verdict"}
-    assert later <= set(TABLE_COLUMNS[17:])
+    assert later <= set(TABLE_COLUMNS[16:])
 
 
 def test_a_lesion_has_a_structure_of_the_parcellation_and_mni_coordinates():
