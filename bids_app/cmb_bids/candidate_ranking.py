@@ -1,7 +1,7 @@
 """The order of the candidates: a small learnt function of a place's features.
 
-A perceptron with two hidden layers of a few units, in numpy: too small to need a framework, large
-enough to weigh, say, depth against how near the place is to the brain's surface. It decides only
+A perceptron with two small hidden layers, in numpy: too small to need a framework, large enough to
+weigh, say, depth against how near the place is to the brain's surface. It decides only
 which places the network looks at. How it was fitted is in ``data/models/candidate-ranking.json``
 beside its numbers; `cmb_bids.training.ranking` fits it.
 """

@@ -17,6 +17,7 @@ lesions from their mimics is the network's work. The rule, in full, is in docs/c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,6 +56,8 @@ COLUMNS_DESCRIBED: dict[str, dict[str, str]] = {
     "contrast": {"Description": "Contrast the candidate was found in: magnitude, swi or phase"},
 }
 
+SAME_SPOT_MM = 0.6  # places nearer than this are described once
+
 
 @dataclass(frozen=True)
 class CandidateConfig:
@@ -92,7 +95,7 @@ class CandidateConfig:
     working_pixel_mm: float = 0.75
     mask_dilation_mm: float = 2.0
     merge_distance_mm: float = 2.5
-    maxima_per_contrast: int = 600
+    maxima_per_contrast: int = 2000
     maximum_candidates: int = 150
 
 
@@ -416,8 +419,9 @@ def propose_places(
     contrasts = _contrasts(
         _contrast_images(normalized, swi, highpass, mask, grid), inside, grid, config
     )
-    found = [_places_of(contrast, inside, grid, config) for contrast in contrasts]
-    table = pd.concat(found, ignore_index=True)
+    table = _distinct(
+        [_places_of(contrast, inside, grid, config) for contrast in contrasts], grid.voxel_sizes_mm
+    )
     if table.empty:
         return table
     places = table[["a", "b", "c"]].to_numpy()
@@ -438,6 +442,18 @@ def propose_places(
         in_scan,
     )
     return pd.concat([table.drop(columns=["a", "b", "c"]), features], axis=1)
+
+
+def _distinct(found: Sequence[pd.DataFrame], voxel_sizes_mm: np.ndarray) -> pd.DataFrame:
+    """All places, those that several contrasts (or maxima) moved to the same spot once.
+
+    The one that ranks best in its contrast stands for the others.
+    """
+    rank = np.concatenate([np.arange(len(part)) for part in found])
+    table = pd.concat(found, ignore_index=True)
+    points = table[["a", "b", "c"]].to_numpy() * voxel_sizes_mm
+    kept = suppress_neighbours(points, -rank, SAME_SPOT_MM)
+    return table.iloc[kept].reset_index(drop=True)
 
 
 def _signed_distance(brain: np.ndarray, voxel_sizes_mm: np.ndarray) -> np.ndarray:

@@ -22,6 +22,9 @@ GREATEST_DEPTH = 60.0  # times the noise; deeper than this is no more likely a l
 SYMMETRY_REACH_MM = 1.2  # a place takes the best symmetry this near
 DEEPEST_RIM_MM, FARTHEST_RIM_MM = -10.0, 3.0  # beyond, the distance to the mask says nothing
 
+SURROUNDINGS_MM = (1.2, 2.0, 3.0, 4.5, 6.5, 8.0)  # where the surroundings of a place are looked at
+FIELD_RINGS_MM = (1.2, 2.0, 3.5)  # across the field, where the phase round a place is looked at
+
 DIPOLE_REACH_MM = 5.0
 DIPOLE_WINDOW_MM = 2.8  # Gaussian weight round the place
 DIPOLE_CORES_MM = (0.9, 1.8)  # radii inside which the source lies and the pattern does not hold
@@ -52,13 +55,17 @@ class PhaseAround(NamedTuple):
     field: np.ndarray
 
 
-def _ball_directions(count: int = 64) -> np.ndarray:
-    """Unit vectors (count, 3) spread evenly over the sphere (Fibonacci)."""
-    steps = np.arange(count) + 0.5
-    height = 1 - 2 * steps / count
+def _ball_directions(pairs: int = 32) -> np.ndarray:
+    """Unit vectors (2 pairs, 3) spread evenly over the sphere (Fibonacci).
+
+    The second half are the opposites of the first.
+    """
+    steps = np.arange(pairs) + 0.5
+    height = 1 - steps / pairs
     angle = np.pi * (1 + 5**0.5) * steps
     ring = np.sqrt(1 - height**2)
-    return np.stack([ring * np.cos(angle), ring * np.sin(angle), height], axis=1)
+    half = np.stack([ring * np.cos(angle), ring * np.sin(angle), height], axis=1)
+    return np.concatenate([half, -half])
 
 
 def neighbourhood(radius_mm: float, voxel_sizes_mm: np.ndarray) -> np.ndarray:
@@ -79,17 +86,18 @@ def _local_noise(detail: np.ndarray, noise: float, voxel_sizes_mm: np.ndarray) -
     return np.maximum(spread, 0.3 * noise)
 
 
-def _depths(
-    image: np.ndarray, places: np.ndarray, voxel_sizes_mm: np.ndarray, brain: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """How dark each place is against its surroundings: mean depth and enclosed depth, each (n,).
+def _depth_features(
+    name: str, image: np.ndarray, places: np.ndarray, voxel_sizes_mm: np.ndarray, brain: np.ndarray
+) -> Mapping[str, np.ndarray]:
+    """How dark each place is against its surroundings, in logarithms of the local noise.
 
-    The core is the darkest voxel within 1 mm. The surroundings are 64 directions at 2 to 8 mm,
-    never nearer than a slice; the best of these distances counts. The mean depth is against
-    their mean, the enclosed depth against the darkest twentieth of them: a vessel goes on in two
-    directions and encloses nothing. Both are in units of the local noise. Outside the brain the
-    brain's local mean stands in: a cortical lesion beside the dark skull is as enclosed as any
-    other, and the skull itself is not deep.
+    The core is the darkest voxel within 1 mm. The surroundings are 64 directions at several
+    distances, never nearer than a slice. ``depth`` is against their mean, ``enclosed`` against the
+    darkest twentieth of them (a vessel goes on and encloses nothing), the best distance counting;
+    ``depth_*mm`` against the mean at one distance; ``line_*mm`` against the darkest line through
+    the place, of whose two ends the brighter one is taken: a vessel that passes has such a line, a
+    lesion beside one has not. Outside the brain the brain's local mean stands in: a cortical
+    lesion beside the dark skull is as enclosed as any other, and the skull itself is not deep.
     """
     smooth = smoothed(fill_outside(image, brain, voxel_sizes_mm), voxel_sizes_mm, 0.5)
     detail = smooth - smoothed(smooth, voxel_sizes_mm, 3.0)
@@ -102,13 +110,63 @@ def _depths(
     )
     core = sample(darkest, places)
     directions = _ball_directions()
-    mean, enclosed = np.zeros(len(places)), np.zeros(len(places))
-    for distance in (2.0, 3.0, 4.0, 6.0, 8.0):
+    features: dict[str, np.ndarray] = {}
+    deepest, enclosed = np.zeros(len(places)), np.zeros(len(places))
+    for distance in SURROUNDINGS_MM:
         reach = np.maximum(distance, 1.1 * voxel_sizes_mm) / voxel_sizes_mm
-        around = sample(smooth, places[:, None, :] + directions * reach)
-        mean = np.maximum(mean, around.mean(axis=1) - core)
-        enclosed = np.maximum(enclosed, np.quantile(around, 0.05, axis=1) - core)
-    return mean / local, enclosed / local
+        around = (sample(smooth, places[:, None, :] + directions * reach) - core[:, None]) / (
+            local[:, None]
+        )
+        one_end, other_end = np.split(around, 2, axis=1)
+        mean, line = around.mean(axis=1), np.maximum(one_end, other_end).min(axis=1)
+        features[f"depth_{distance:g}mm_{name}"] = _compressed(mean)
+        features[f"line_{distance:g}mm_{name}"] = _compressed(line)
+        deepest = np.maximum(deepest, mean)
+        enclosed = np.maximum(enclosed, np.quantile(around, 0.05, axis=1))
+    return {
+        f"depth_{name}": _compressed(deepest),
+        f"enclosed_{name}": _compressed(enclosed),
+        **features,
+    }
+
+
+def _compressed(depth: np.ndarray) -> np.ndarray:
+    """Logarithm that keeps the sign and does not tell the deepest apart."""
+    return np.sign(depth) * np.log1p(np.minimum(np.abs(depth), GREATEST_DEPTH))
+
+
+def _phase_features(around: PhaseAround, places: np.ndarray) -> Mapping[str, np.ndarray]:
+    """Phase at each place and round it: the sine, so that wraps do no harm.
+
+    ``phase_centre``; ``phase_ring_*mm``, the mean over a ring across the field, where a sphere's
+    own field opposes what it has along the field; ``phase_line_*mm``, the line across the field
+    whose weaker end is strongest: a vessel goes on; ``phase_pole_*``, along the field at one and
+    two voxels, and 2 mm at least.
+    """
+    sizes = around.voxel_sizes_mm
+    sine = np.sin(around.phase) * around.inside
+    seed = np.eye(3)[np.abs(around.field).argmin()]
+    first = np.cross(around.field, seed)
+    first /= np.linalg.norm(first)
+    second = np.cross(around.field, first)
+    angles = np.pi * np.arange(8) / 8
+    half = np.outer(np.cos(angles), first) + np.outer(np.sin(angles), second)
+    across = np.concatenate([half, -half])
+    features = {"phase_centre": sample(sine, places)}
+    for distance in FIELD_RINGS_MM:
+        ring = sample(sine, places[:, None, :] + across * distance / sizes)
+        one_end, other_end = np.split(ring, 2, axis=1)
+        weaker = np.where(np.abs(one_end) < np.abs(other_end), one_end, other_end)
+        weaker = np.where(one_end * other_end > 0, weaker, 0)
+        strongest = np.abs(weaker).argmax(axis=1)
+        features[f"phase_ring_{distance:g}mm"] = ring.mean(axis=1)
+        features[f"phase_line_{distance:g}mm"] = weaker[np.arange(len(places)), strongest]
+    along = float(np.abs(around.field) @ sizes)  # a voxel's length along the field
+    for steps in (1, 2):
+        distance = max(steps * along, 2.0 * steps)
+        poles = np.stack([around.field, -around.field]) * distance / sizes
+        features[f"phase_pole_{steps}"] = sample(sine, places[:, None, :] + poles).mean(axis=1)
+    return features
 
 
 def fill_outside(
@@ -324,10 +382,7 @@ def describe_places(
         symmetry = np.maximum(sample(nearby, places), FAINTEST_SYMMETRY)
         features[f"symmetry_{contrast.name}"] = np.log(symmetry)
     for contrast in contrasts[:2]:  # phase coherence has no depth
-        depth, enclosed = _depths(contrast.image, places, voxel_sizes_mm, brain)
-        for kind, value in (("depth", depth), ("enclosed", enclosed)):
-            limited = np.clip(value, 0, GREATEST_DEPTH)
-            features[f"{kind}_{contrast.name}"] = np.log1p(limited)
+        features |= _depth_features(contrast.name, contrast.image, places, voxel_sizes_mm, brain)
         features |= _shape_features(contrast.name, contrast.image, places, voxel_sizes_mm)
     features["level"] = np.clip(sample(contrasts[0].image, places), 0, 3)
     features["rim"] = np.clip(sample(rim_mm, places), DEEPEST_RIM_MM, FARTHEST_RIM_MM)
@@ -337,5 +392,7 @@ def describe_places(
         # Either sign: calcifications are candidates too.
         features["dipole_correlation"] = np.abs(match["correlation"].to_numpy())
         features["dipole_amplitude"] = np.log(np.abs(match["amplitude"].to_numpy()) + 1e-3)
+        features["dipole_sign"] = np.sign(match["correlation"].to_numpy())
         features["phase_spread"] = np.log(match["spread"].to_numpy() + 1e-3)
+        features |= _phase_features(around, scan_places)
     return pd.DataFrame(features)

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 
 from cmb_bids.candidate_ranking import MAGNITUDE_ALONE, WITH_PHASE, Ranking, load_ranking
-from cmb_bids.place_features import PhaseAround, curvatures, dipole_match, dipole_pattern
+from cmb_bids.place_features import (
+    PhaseAround,
+    _depth_features,
+    _phase_features,
+    curvatures,
+    dipole_match,
+    dipole_pattern,
+)
 from cmb_bids.volumes import b0_direction
 
 GRIDS = [(0.5, 1.0, 2.0), (0.8, 0.8, 3.0), (1.0, 1.0, 1.0)]
@@ -98,3 +105,45 @@ def test_a_ranking_survives_being_stored():
     again = Ranking.from_dict(ranking.as_dict())
     assert again.features == ranking.features
     np.testing.assert_array_equal(again.layers[0][0], ranking.layers[0][0])
+
+
+@pytest.mark.parametrize("sizes", GRIDS)
+def test_a_vessel_has_a_dark_line_and_a_ball_none(sizes):
+    """Through a vessel goes a line that stays dark; a ball encloses its centre."""
+    grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), axis=-1) - [20, 19, 10]
+    position = grid * np.array(sizes)
+    rng = np.random.default_rng(0)
+    images = {
+        "ball": 1 - 0.6 * np.exp(-(position**2).sum(axis=-1) / (2 * 1.2**2)),
+        "tube": 1 - 0.6 * np.exp(-(position[..., 1:] ** 2).sum(axis=-1) / (2 * 1.2**2)),
+    }
+    brain = np.ones(SHAPE, bool)
+    found = {}
+    for name, image in images.items():
+        noisy = (image + rng.normal(0, 0.01, SHAPE)).astype(np.float32)
+        features = _depth_features("x", noisy, np.array([[20.0, 19, 10]]), np.array(sizes), brain)
+        found[name] = {key: float(value[0]) for key, value in features.items()}
+    for distance in (3, 4.5):
+        ball, tube = (found[name][f"line_{distance}mm_x"] for name in ("ball", "tube"))
+        assert tube < ball - 1
+        assert found["tube"][f"depth_{distance}mm_x"] > tube + 0.5
+    assert found["ball"]["enclosed_x"] > found["tube"]["enclosed_x"]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_phase_of_a_dipole_is_opposite_along_and_across_the_field(sign):
+    sizes, source = (0.8, 0.8, 2.0), np.array([20.0, 19.0, 10.0])
+    phase = dipole(sizes, source, turned(0), 0.8 * sign)
+    around = PhaseAround(phase, np.ones(SHAPE, bool), np.array(sizes), turned(0))
+    found = {key: float(v[0]) for key, v in _phase_features(around, source[None]).items()}
+    assert sign * found["phase_pole_1"] > 0
+    assert sign * found["phase_ring_2mm"] < 0
+
+
+def test_a_vessel_across_the_field_has_phase_at_both_ends():
+    y, z = (np.arange(n) - c for n, c in ((SHAPE[1], 19), (SHAPE[2], 10)))
+    thin = np.exp(-((0.8 * y[:, None]) ** 2 + (2.0 * z[None, :]) ** 2) / 2)
+    phase = np.broadcast_to(0.6 * thin, SHAPE)
+    around = PhaseAround(phase, np.ones(SHAPE, bool), np.array((0.8, 0.8, 2.0)), turned(0))
+    (line,) = _phase_features(around, np.array([[20.0, 19.0, 10.0]]))["phase_line_3.5mm"]
+    assert line == pytest.approx(np.sin(0.6), abs=0.1)
