@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -35,7 +36,8 @@ CONTRAST_AND_PHASE = ("contrast", "highpass")
 SHIPPED = {CONTRAST_AND_PHASE: "microbleed-two-channel", CONTRAST_ONLY: "microbleed-one-channel"}
 PATCHES_PER_BATCH = 32
 MIRRORED_AXES: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))  # right-left, back-front
-FORMAT = "cmb-bids-resnet-1"
+NEAR_SHAPE = (20, 20, 8)  # of the patch, looked at in full resolution
+FORMAT = "cmb-bids-resnet-2"
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,10 @@ class ResidualBlock(nn.Module):
 class MicrobleedNet(nn.Module):
     """Residual network on patches, (n, channels, 32, 32, 12) -> logits (n, 3).
 
-    A stem that halves the in-plane grid (16 x 16 x 12, voxels then nearly cubic), and three
-    residual stages (16 x 16 x 12, 8 x 8 x 6, 4 x 4 x 3). Pooled features alone would not know
-    whether a dark spot is the candidate or its neighbour, so the distance from the centre is
+    It looks twice. *Near*: the middle of the patch (20 x 20 x 8 voxels, 15 x 15 x 16 mm) at full
+    resolution, for a small microbleed is a few voxels; *around*: the whole patch at half the
+    in-plane resolution, for what a vein is shows in where it goes. Pooled features alone would not
+    know whether a dark spot is the candidate or its neighbour, so the distance from the centre is
     given as a channel, and the centre's features are handed on beside the mean.
     """
 
@@ -107,27 +110,43 @@ class MicrobleedNet(nn.Module):
         super().__init__()
         self.description = description or ModelDescription()
         narrow, middle, wide = self.description.widths
+        inputs = len(self.description.channels) + 1
         self.register_buffer("centre", _centre_channel(self.description.geometry), False)
-        self.stem = nn.Sequential(
-            nn.Conv3d(len(self.description.channels) + 1, narrow, 3, (2, 2, 1), 1, bias=False),
-            nn.BatchNorm3d(narrow),
-            nn.ReLU(),
-        )
-        self.stages = nn.Sequential(
+        self.near = nn.Sequential(
+            *_convolved(inputs, narrow),
             ResidualBlock(narrow, narrow, 1, (3, 3, 1)),
             ResidualBlock(narrow, middle, 2, (3, 3, 3)),
             ResidualBlock(middle, wide, 2, (3, 3, 3)),
         )
+        self.around = nn.Sequential(
+            nn.AvgPool3d((2, 2, 1)),
+            *_convolved(inputs, narrow),
+            ResidualBlock(narrow, middle, 2, (3, 3, 3)),
+            ResidualBlock(middle, middle, 2, (3, 3, 3)),
+        )
         self.dropout = nn.Dropout(0.3)
-        self.head = nn.Linear(2 * wide, len(CLASSES))
+        self.head = nn.Linear(2 * wide + middle, len(CLASSES))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Logits (n, 3) of patches (n, channels, X, Y, Z)."""
         centre = self.centre.expand(len(patches), -1, -1, -1, -1)
-        features = self.stages(self.stem(torch.cat([patches, centre], dim=1)))
-        middle = features[:, :, 1:-1, 1:-1, 1:-1].mean(dim=(2, 3, 4))
-        pooled = torch.cat([features.mean(dim=(2, 3, 4)), middle], dim=1)
-        return self.head(self.dropout(pooled))
+        seen = torch.cat([patches, centre], dim=1)
+        near = self.near(seen[:, :, *middle_of(seen.shape[2:], NEAR_SHAPE)])
+        at_centre = near[:, :, *middle_of(near.shape[2:], (3, 3, 2))].mean(dim=(2, 3, 4))
+        around = self.around(seen)
+        pooled = [near.mean(dim=(2, 3, 4)), at_centre, around.mean(dim=(2, 3, 4))]
+        return self.head(self.dropout(torch.cat(pooled, dim=1)))
+
+
+def middle_of(shape: Sequence[int], wanted: Sequence[int]) -> tuple[slice, ...]:
+    """Slices of the middle ``wanted`` voxels of a grid of ``shape``; all of it where it is less."""
+    starts = [max(have - want, 0) // 2 for have, want in zip(shape, wanted, strict=True)]
+    return tuple(slice(first, have - first) for first, have in zip(starts, shape, strict=True))
+
+
+def _convolved(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    convolution = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
+    return convolution, nn.BatchNorm3d(outputs), nn.ReLU()
 
 
 def _centre_channel(geometry: PatchGeometry) -> Tensor:
