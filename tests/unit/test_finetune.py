@@ -12,7 +12,7 @@ from toys import toy_case
 
 from cmb_bids.errors import BadData, InputMissing, NothingMatched
 from cmb_bids.resnet import MicrobleedNet, ModelDescription, load_model, save_model
-from cmb_bids.training import cli, finetune, transfer, tune
+from cmb_bids.training import ablation, cli, finetune, transfer, tune
 from cmb_bids.training.fit import FitConfig, sample_batch
 from cmb_bids.training.shards import save_case
 from cmb_bids.volumes import write_table, write_volume
@@ -210,6 +210,22 @@ def test_transfer_compares_before_and_after_on_the_protocol_left_out(tmp_path, c
     assert result["test_cases"] == 2  # of 0, 6 and 11 the even ones
     assert "left out of training" in capsys.readouterr().out
     assert transfer.main([*words[:3], "9.4T"]) == 65
+
+
+def test_ablation_judges_what_varied_training_cases_buy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ablation, "FitConfig", partial(FitConfig, batch_size=8))
+    monkeypatch.setattr(ablation, "FEWEST_CASES", 2)
+    for index in range(22):
+        save_case(toy_case(index), tmp_path / f"case-{index:05d}.npz")
+    words = ["--shards", str(tmp_path), "--families", "filter", "--steps", "2"]
+    assert ablation.main([*words, "--output", str(tmp_path / "r.json")]) == 0
+    (result,) = json.loads((tmp_path / "r.json").read_text())["families"]
+    assert 0 < result["varied_in_training"] < result["training_cases"]
+    assert result["cases_judged"] >= 2
+    assert result["microbleeds"] == 3 * result["cases_judged"]
+    assert "high-pass filter" in capsys.readouterr().out
+    monkeypatch.setattr(ablation, "FEWEST_CASES", 99)
+    assert ablation.main(words) == 65
 
 
 def test_tuning_leaves_the_network_it_starts_from_alone():

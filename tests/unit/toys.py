@@ -42,6 +42,7 @@ def toy_case(index):
             "y": 0.0,
             "z": 0.0,
             "diameter_mm": 1.0 + i / 2,
+            "contrast_to_noise": 3.0 * i,
             "mars_class": "deep" if i < 4 else "lobar",
         }
         for i, name in enumerate(["microbleed", "calcification", "vein"] * 3)
@@ -50,6 +51,8 @@ def toy_case(index):
         "protocol": ("ukb", "3T")[index % 2],
         "group": ("tbi", "stroke")[index % 2],
         "swi_as_magnitude": False,
+        "highpass": ("homodyne", "gaussian")[index // 2 % 2],
+        "homodyne_half_height_per_mm": 0.0625,
         "data_key": "toy",
     }
     return Case(index, recipe, truth, sets)

@@ -59,7 +59,10 @@ OVERSAMPLING = {
 BIAS_SIGMA_MM = 25.0
 LOG_SIGMAS_MM = (0.9, 1.4, 2.1, 3.0)
 MAGNITUDE_SHARE = 0.4  # of the training cases also serve the one-channel model: it saves time
-TRUTH_COLUMNS = ("name", "x", "y", "z", "diameter_mm", "susceptibility_ppm", "contrast_to_noise")
+TRUTH_COLUMNS = (
+    *("name", "x", "y", "z", "diameter_mm", "apparent_diameter_mm"),
+    *("susceptibility_ppm", "contrast_to_noise", "mars_class"),
+)
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,11 @@ def make_case(index: int, seed: int) -> Case:
     """
     case = process_case(index, seed)
     spec, recipe = case.spec, case.recipe
-    found = {"complex": cut_candidates(case, case.normalized, case.swi, case.highpass)}
+    # Classical detectors have nothing to learn: they are asked on held-out cases alone.
+    ask = split_at(index) != "train"
+    found = {"complex": cut_candidates(case, case.normalized, case.swi, case.highpass, ask)}
     if recipe.magnitude_too:
-        found["magnitude"] = cut_candidates(case, case.as_magnitude)
+        found["magnitude"] = cut_candidates(case, case.as_magnitude, baselines=ask)
     conditions = dataclasses.asdict(recipe) | {
         "voxel_mm": spec.protocol.voxel_mm,
         "echo_times_s": spec.echo_times_s,
@@ -356,6 +361,7 @@ def cut_candidates(
     normalized: np.ndarray,
     swi: np.ndarray | None = None,
     highpass: np.ndarray | None = None,
+    baselines: bool = True,
 ) -> CandidateSet:
     """Find the candidates of one kind of scan, label them, cut them with a margin."""
     config = CandidateConfig()
@@ -367,20 +373,22 @@ def cut_candidates(
     geometry = PatchGeometry().with_margin(MARGIN_VOXELS)
     contrast = normalized if swi is None else swi
     patches = classifier_patches(contrast, highpass, case.mask, case.affine, points, geometry)
-    symmetries = [name for name in table if name.startswith("symmetry_")]
-    baselines = {
-        f"frst_{name.removeprefix('symmetry_')}": np.exp(table[name].to_numpy(dtype=np.float32))
-        for name in symmetries
-    }
-    baselines["laplacian_of_gaussian"] = laplacian_of_gaussian(
-        contrast, case.mask, case.affine, points
-    )
+    strengths: dict[str, np.ndarray] = {}
+    if baselines:
+        symmetries = [name for name in table if name.startswith("symmetry_")]
+        strengths = {
+            f"frst_{name.removeprefix('symmetry_')}": np.exp(table[name].to_numpy(dtype=np.float32))
+            for name in symmetries
+        }
+        strengths["laplacian_of_gaussian"] = laplacian_of_gaussian(
+            contrast, case.mask, case.affine, points
+        )
     return CandidateSet(
         patches.astype(np.float16),
         points,
         label_candidates(points, pd.DataFrame(case.scan.truth)),
         table["score"].to_numpy(dtype=np.float32),
-        baselines,
+        strengths,
     )
 
 

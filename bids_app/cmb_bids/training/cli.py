@@ -25,7 +25,10 @@ NETWORKS = {
 }
 TARGETS = ("cases", "networks", "comparison", "everything")
 # Options of `cmb-lab train` that are keys of the workflow's configuration.
-KEYS = ("shards", "cases", "seed", "steps", "comparison_steps", "device", "threads", "block_size")
+KEYS = (
+    *("shards", "cases", "block_size", "seed"),
+    *("steps", "comparison_steps", "device", "precision", "threads"),
+)
 FEWEST_CASES = 20  # below this a split is empty
 
 
@@ -35,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of data and training (default: 0)")
     parser.add_argument("--workers", type=int, default=1, help="cores to use (default: 1)")
     parser.add_argument("--device", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="of the arithmetic in training (default: float32)",
+    )
     parser.add_argument("--shards", type=Path, help="where simulated cases are kept")
     simulated = parser.add_argument_group("training on simulated scans")
     simulated.add_argument("--cases", type=int, help="simulated scans (default: 220)")
@@ -159,6 +167,6 @@ def command_of(config: Mapping[str, Any]) -> str:
     chosen = list(config["shipped"])
     models = next((name for name, names in NETWORKS.items() if names == chosen), "both")
     parts = ["cmb-lab train --output MODELS"]
-    for key in ("cases", "seed", "steps", "comparison_steps", "threads", "device"):
+    for key in ("cases", "seed", "steps", "comparison_steps", "threads", "device", "precision"):
         parts.append(f"--{key.replace('_', '-')} {config[key]}")
     return " ".join([*parts, f"--models {models}"])

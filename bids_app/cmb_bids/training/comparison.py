@@ -56,6 +56,7 @@ METRICS: dict[str, Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarra
     ),
 }
 REGION = "mars_class"
+CONTRAST_EDGES = (0.0, 5.0, 10.0, 20.0, np.inf)  # of the core at the last echo, over the noise
 
 
 def counts_of(case: ScoredCase, threshold: float) -> np.ndarray:
@@ -148,16 +149,24 @@ def by_stratum(cases: Sequence[ScoredCase], threshold: float) -> dict[str, dict[
             for name in sorted(set(of_case))
         }
     tables["core diameter"] = _sensitivity_where(cases, threshold, _size_classes)
-    if all(REGION in case.microbleeds for case in cases):
-        tables["region"] = _sensitivity_where(cases, threshold, lambda lesions: lesions[REGION])
+    tables["contrast to noise"] = _sensitivity_where(cases, threshold, _contrast_classes)
+    tables["region"] = _sensitivity_where(cases, threshold, lambda lesions: lesions[REGION])
     return tables
 
 
 def _size_classes(lesions: pd.DataFrame) -> pd.Series:
-    names = [f"{a:g}-{b:g} mm" for a, b in pairwise(SIZE_EDGES_MM[:-1])]
-    names.append(f"{SIZE_EDGES_MM[-2]:g} mm and more")
-    sizes = pd.to_numeric(lesions["diameter_mm"])
-    return pd.cut(sizes, list(SIZE_EDGES_MM), labels=names, right=False).astype(str)
+    return _classes(lesions["diameter_mm"], SIZE_EDGES_MM, " mm")
+
+
+def _contrast_classes(lesions: pd.DataFrame) -> pd.Series:
+    return _classes(lesions["contrast_to_noise"].clip(lower=0), CONTRAST_EDGES, "")
+
+
+def _classes(values: pd.Series, edges: Sequence[float], unit: str) -> pd.Series:
+    """Names of the class each value falls in; the last class has no upper end."""
+    names = [f"{a:g}-{b:g}{unit}" for a, b in pairwise(edges[:-1])]
+    names.append(f"{edges[-2]:g}{unit} and more")
+    return pd.cut(pd.to_numeric(values), list(edges), labels=names, right=False).astype(str)
 
 
 def _sensitivity_where(
@@ -243,10 +252,6 @@ def compare(summary: Path, names: Sequence[str], folder: Path, output: Path) -> 
         name: read_scores(folder / "scores" / f"{name}.npz", CONTENDERS[name], test)
         for name in names
     }
-    regions = region_classes(test, int(read_json(summary)["seed"]))
-    for cases, _ in read.values():
-        for case in cases:
-            case.microbleeds[REGION] = regions[case.index]
     entries = compare_scores(read)
     for entry in entries:
         record = folder / "weights" / f"{entry['name']}.json"
@@ -270,21 +275,6 @@ def compare(summary: Path, names: Sequence[str], folder: Path, output: Path) -> 
     write_json(output, content)
     table = output.with_name(f"{output.stem}_table.tsv")
     write_table(table, long_table(entries), LONG_TABLE_DESCRIBED)
-
-
-def region_classes(paths: Sequence[Path], seed: int) -> dict[int, list[str]]:
-    """The class of region of every microbleed, by the number of its case."""
-    from cmb_bids.training.regions import mars_classes  # the simulator takes seconds to import
-
-    classes = {}
-    for path in paths:
-        case = load_case(path, (), patches=False)
-        rows = [row for row in case.truth if row["name"] == "microbleed"]
-        if all(REGION in row for row in rows):
-            classes[case.index] = [str(row[REGION]) for row in rows]
-        else:
-            classes[case.index] = mars_classes(case, seed, case.lesions_mm("microbleed"))
-    return classes
 
 
 LONG_TABLE_DESCRIBED = {

@@ -48,6 +48,7 @@ class FitConfig:
     average_decay: float = 0.995
     checkpoint_every: int = 200
     device: str = "cpu"
+    precision: str = "float32"  # or bfloat16: of the convolutions, not of weights and loss
 
 
 def sample_batch(
@@ -283,7 +284,9 @@ def _one_step(
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(progress.step, progress.steps, config.peak_learning_rate)
     optimiser.zero_grad(set_to_none=True)
-    loss = focal_loss(network(batch), target, config.focal_gamma, config.label_smoothing)
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        logits = network(batch)
+    loss = focal_loss(logits.float(), target, config.focal_gamma, config.label_smoothing)
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 2.0)
     optimiser.step()

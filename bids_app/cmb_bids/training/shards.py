@@ -32,6 +32,7 @@ MODULES_BEHIND_DATA = (
     "highpass.py",
     "swi.py",
     "brain.py",
+    "head.py",
     "candidates.py",
     "candidate_ranking.py",
     "data/models/candidate-ranking.json",

@@ -189,6 +189,7 @@ def train(
     steps: int,
     seed: int,
     device: str = "cpu",
+    precision: str = "float32",
     threads: int = 1,
 ) -> None:
     """Train one network; a run that was broken off goes on from its checkpoint.
@@ -201,11 +202,12 @@ def train(
         ``cases.json``.
     weights : path
         Written, with a JSON on the training beside it.
-    steps, seed, device, threads
+    steps, seed, device, precision, threads
         Of the training; other numbers of threads sum floats in another order.
     """
     torch.set_num_threads(threads)
-    contender, config = CONTENDERS[name], FitConfig(seed=seed, steps=steps, device=device)
+    contender = CONTENDERS[name]
+    config = FitConfig(seed=seed, steps=steps, device=device, precision=precision)
     chosen = training_cases(cases_of(summary), contender)
     patches, labels = load_training(chosen, contender)
     counts = class_counts(labels)
@@ -226,6 +228,7 @@ def train(
         "batch_size": config.batch_size,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "device": config.device,
+        "precision": config.precision,
         "threads": threads,
         "commit": commit(),
         "cases": len(chosen),

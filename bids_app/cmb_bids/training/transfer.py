@@ -67,7 +67,7 @@ def transfer(
     if not all(parts[key] for key in wanted):
         raise BadData("--protocol", f"too few cases of {protocol} or of others", "Simulate more")
     labelled = [*parts["validation", True], *parts["train", True]][:tuning_cases]
-    learned, patches = _learn(LEARNER, parts["train", False], parts["validation", False], config)
+    learned, patches = learn(LEARNER, parts["train", False], parts["validation", False], config)
     test = [load_case(path, (KIND,)) for path in parts["test", True]]
     cases = [load_case(path, (KIND,)) for path in labelled]
     tuned = tune(learned, cases, [str(case.index) for case in cases], tuning, patches)
@@ -84,11 +84,11 @@ def transfer(
         "seed": config.seed,
         "test_cases": len(test),
         "test_microbleeds": sum(len(case.microbleeds) for case in before),
-        **_compared(before, after, thresholds),
+        **compared(before, after, thresholds),
     }
 
 
-def _learn(
+def learn(
     contender: Contender, train: Sequence[Path], validation: Sequence[Path], config: FitConfig
 ) -> tuple[MicrobleedNet, Patches]:
     """A calibrated network, and some of what it learned from."""
@@ -102,7 +102,7 @@ def _learn(
     return network, Patches(patches[some], labels[some])
 
 
-def _compared(
+def compared(
     before: Sequence[ScoredCase], after: Sequence[ScoredCase], thresholds: Sequence[float]
 ) -> dict[str, Any]:
     counts = [

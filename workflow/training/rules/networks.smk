@@ -24,6 +24,7 @@ rule network:
         steps=steps_of,
         seed=config["seed"],
         device=config["device"],
+        precision=config["precision"],
     log:
         f"{OUT}/logs/{{name}}_network.log",
     wildcard_constraints:

@@ -1,0 +1,195 @@
+"""What does each family of the randomisation buy? ``python -m`` this module.
+
+For each family a network is trained on cases in which the family hardly varies, another on as many
+cases drawn regardless, in which it does. Both are judged on the same cases, seen by neither, in
+which the family varies. What the varied training gains there is what the family buys. Everything is
+simulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmb_bids.errors import BadData, CmbError
+from cmb_bids.simulate import PROTOCOLS
+from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
+from cmb_bids.training.fit import FitConfig
+from cmb_bids.training.shards import load_case, split_of
+from cmb_bids.training.transfer import LEARNER, compared, learn
+from cmb_bids.training.tune import KIND, judged_before
+from cmb_bids.volumes import write_json
+
+log = logging.getLogger(__name__)
+
+Recipe = Mapping[str, Any]
+DEFAULT_HALF_HEIGHT = 0.0625  # per mm, of the pipeline's high-pass filter
+FEWEST_CASES = 8
+SHARE_JUDGED = 0.4  # of the cases in which a family varies; the others may be trained on
+
+
+def _filter_varies(recipe: Recipe) -> bool:
+    factor = recipe["homodyne_half_height_per_mm"] / DEFAULT_HALF_HEIGHT
+    return recipe["highpass"] != "homodyne" or abs(math.log(factor)) > 0.25
+
+
+def _grid_varies(recipe: Recipe) -> bool:
+    usual = np.array(PROTOCOLS[recipe["protocol"]].voxel_mm)
+    change = np.abs(np.log(np.array(recipe["voxel_mm"]) / usual)).max()
+    return bool(change > 0.2) or max(recipe["zero_filling"]) > 1
+
+
+def _mask_varies(recipe: Recipe) -> bool:
+    return abs(recipe["mask_shift_mm"]) > 1.0 or recipe["mask_wobble_mm"] > 1.5
+
+
+def _signal_varies(recipe: Recipe) -> bool:
+    usual = PROTOCOLS[recipe["protocol"]]
+    change = abs(math.log(recipe["echo_times_s"][-1] / usual.echo_times_s[-1]))
+    return change > 0.15
+
+
+def _field_differs(recipe: Recipe) -> bool:
+    return recipe["protocol"] == "1.5T"
+
+
+# What a family is, and in which cases it varies.
+FAMILIES: dict[str, tuple[str, Callable[[Recipe], bool]]] = {
+    "filter": ("high-pass filter of the phase and its width", _filter_varies),
+    "grid": ("voxel size, slice thickness, interpolation", _grid_varies),
+    "mask": ("errors of the brain mask", _mask_varies),
+    "echo": ("echo time", _signal_varies),
+    "field": ("field strength: 1.5T beside 3T and 7T", _field_differs),
+}
+
+
+def ablate(
+    paths: Sequence[Path], family: str, config: FitConfig, most_cases: int
+) -> dict[str, Any]:
+    """Train without and with a family, judge both where it varies.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Simulated cases.
+    family : str
+        Of `FAMILIES`.
+    config : FitConfig
+        The same for both.
+    most_cases : int
+        Cases to train on, at most.
+
+    Raises
+    ------
+    BadData
+        There are too few cases with or without the family.
+    """
+    said, varies = FAMILIES[family]
+    train = [path for path in paths if split_of(path) == "train"]
+    validation = [path for path in paths if split_of(path) == "validation"]
+    varied = [path for path in train if varies(load_case(path, ()).recipe)]
+    plain = [path for path in train if path not in set(varied)]
+    judged = varied[: round(SHARE_JUDGED * len(varied))]
+    cases = min(len(plain), len(train) - len(judged), most_cases)
+    if min(cases, len(judged), len(varied) - len(judged)) < FEWEST_CASES or not validation:
+        raise BadData(
+            "--shards",
+            f"{len(varied)} cases in which {said} varies and {len(plain)} in which not are too few",
+            "Simulate more",
+        )
+    # The same share of every training set is drawn, so that both have as many cases.
+    rng = np.random.default_rng(config.seed)
+    others = [*plain, *varied[len(judged) :]]
+    mixed = [others[i] for i in np.sort(rng.permutation(len(others))[:cases])]
+    held_out = [load_case(path, (KIND,)) for path in judged]
+    networks = [learn(LEARNER, part, validation, config)[0] for part in (plain[:cases], mixed)]
+    before, after = (judged_before(network, held_out) for network in networks)
+    thresholds = [network.description.calibration.definite for network in networks]
+    return {
+        "simulated": True,
+        "family": family,
+        "what": said,
+        "training_cases": cases,
+        "varied_in_training": sum(path in set(varied) for path in mixed),
+        "training_steps": config.steps,
+        "seed": config.seed,
+        "cases_judged": len(held_out),
+        "microbleeds": sum(len(case.microbleeds) for case in before),
+        **compared(before, after, thresholds),
+    }
+
+
+def described(results: Sequence[Mapping[str, Any]]) -> str:
+    """The results as a table (Markdown), a row per family."""
+    shown_metrics = ("sensitivity", "precision", "f1")
+    rows = []
+    for result in results:
+        difference = result["difference"]["f1"]
+        rows.append(
+            [
+                result["what"],
+                f"{result['varied_in_training']} of {result['training_cases']}",
+                f"{result['cases_judged']} ({result['microbleeds']})",
+                *(
+                    f"{shown(result['before'][m]['value'])} / {shown(result['after'][m]['value'])}"
+                    for m in shown_metrics
+                ),
+                interval({"value": difference["difference"], **_ends(difference)}),
+                shown(difference["p"]),
+            ]
+        )
+    header = ["family, simulated", "varied in training", "cases judged (microbleeds)"]
+    header += [f"{METRIC_NAMES[name]}, without / with" for name in shown_metrics]
+    return table([*header, "gain in F1", "p"], rows)
+
+
+def _ends(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"low": row["low"], "high": row["high"]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m cmb_bids.training.ablation --shards DIRECTORY``."""
+    parser = argparse.ArgumentParser(prog="cmb_bids.training.ablation", description=__doc__)
+    parser.add_argument("--shards", type=Path, required=True, help="simulated cases")
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--steps", type=int, default=500, help="of each training (default: 500)")
+    parser.add_argument("--most-cases", type=int, default=60, help="to train on (default: 60)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--output", type=Path, help="JSON")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    config = FitConfig(
+        seed=options.seed,
+        steps=options.steps,
+        device=options.device,
+        precision=options.precision,
+    )
+    paths = sorted(options.shards.glob("case-*.npz"))
+    results = []
+    for family in options.families:
+        try:
+            results.append(ablate(paths, family, config, options.most_cases))
+        except CmbError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+        print(described(results[-1:]), flush=True)
+        if options.output is not None:
+            write_json(options.output, {"simulated": True, "families": results})
+    print(described(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
