@@ -12,7 +12,7 @@ from toys import toy_case
 
 from cmb_bids.errors import BadData, InputMissing, NothingMatched
 from cmb_bids.resnet import MicrobleedNet, ModelDescription, load_model, save_model
-from cmb_bids.training import ablation, cli, finetune, transfer, tune
+from cmb_bids.training import ablation, cli, finetune, transfer, trials, tune
 from cmb_bids.training.fit import FitConfig, sample_batch
 from cmb_bids.training.shards import save_case
 from cmb_bids.volumes import write_table, write_volume
@@ -198,7 +198,7 @@ def test_scans_without_phase_are_named_and_left_out(study, caplog):
 
 
 def test_transfer_compares_before_and_after_on_the_protocol_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(transfer, "FitConfig", partial(FitConfig, batch_size=8))
+    monkeypatch.setattr(trials, "FitConfig", partial(FitConfig, batch_size=8))
     for index in range(13):
         save_case(toy_case(index), tmp_path / f"case-{index:05d}.npz")
     words = ["--shards", str(tmp_path), "--protocol", "ukb", "--steps", "2"]
@@ -213,7 +213,7 @@ def test_transfer_compares_before_and_after_on_the_protocol_left_out(tmp_path, c
 
 
 def test_ablation_judges_what_varied_training_cases_buy(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ablation, "FitConfig", partial(FitConfig, batch_size=8))
+    monkeypatch.setattr(trials, "FitConfig", partial(FitConfig, batch_size=8))
     monkeypatch.setattr(ablation, "FEWEST_CASES", 2)
     for index in range(22):
         save_case(toy_case(index), tmp_path / f"case-{index:05d}.npz")

@@ -77,7 +77,8 @@ def test_the_comparison_ranks_what_sees_the_sign_of_the_phase_first(folder):
     assert entries["frst"]["ranked_by"].startswith("frst_")
     assert entries["frst"]["metrics"]["f1"]["value"] == 1
     assert entries["residual-2018"]["training"]["parameters"] < 50_000
-    assert set(entries["swi"]["by"]) == {"group", "protocol", "core diameter", "region"}
+    strata = {"group", "protocol", "core diameter", "contrast to noise", "region"}
+    assert set(entries["swi"]["by"]) == strata
     assert entries["swi"]["by"]["region"]["deep"]["microbleeds"] == 8
     table = pd.read_csv(folder / "comparison_table.tsv", sep="\t")
     assert set(table["contender"]) == set(COMPARED)

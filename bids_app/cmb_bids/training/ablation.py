@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cmb_bids.errors import BadData, CmbError
 from cmb_bids.simulate import PROTOCOLS
 from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.transfer import LEARNER, compared, learn
+from cmb_bids.training.trials import add_arguments, begin, compared, learn
 from cmb_bids.training.tune import KIND, judged_before
 from cmb_bids.volumes import write_json
 
@@ -110,7 +109,7 @@ def ablate(
     others = [*plain, *varied[len(judged) :]]
     mixed = [others[i] for i in np.sort(rng.permutation(len(others))[:cases])]
     held_out = [load_case(path, (KIND,)) for path in judged]
-    networks = [learn(LEARNER, part, validation, config)[0] for part in (plain[:cases], mixed)]
+    networks = [learn(part, validation, config)[0] for part in (plain[:cases], mixed)]
     before, after = (judged_before(network, held_out) for network in networks)
     thresholds = [network.description.calibration.definite for network in networks]
     return {
@@ -162,20 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--steps", type=int, default=500, help="of each training (default: 500)")
     parser.add_argument("--most-cases", type=int, default=60, help="to train on (default: 60)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--output", type=Path, help="JSON")
+    add_arguments(parser)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    config = FitConfig(
-        seed=options.seed,
-        steps=options.steps,
-        device=options.device,
-        precision=options.precision,
-    )
+    config = begin(options)
     paths = sorted(options.shards.glob("case-*.npz"))
     results = []
     for family in options.families:

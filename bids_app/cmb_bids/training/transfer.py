@@ -14,26 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from cmb_bids.errors import BadData, CmbError
-from cmb_bids.resnet import MicrobleedNet
 from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
-from cmb_bids.training.comparison import counts_of, paired, with_intervals
-from cmb_bids.training.contenders import CONTENDERS, Contender, new_network
-from cmb_bids.training.fit import FitConfig, fit
-from cmb_bids.training.scoring import ScoredCase, calibration_error
+from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.steps import calibrated, judge, load_training
-from cmb_bids.training.tune import KIND, Patches, judged_before, tune
+from cmb_bids.training.trials import add_arguments, begin, compared, learn
+from cmb_bids.training.tune import KIND, judged_before, tune
 from cmb_bids.volumes import write_json
 
 log = logging.getLogger(__name__)
-
-# As the shipped two-channel network is calibrated.
-LEARNER = CONTENDERS["microbleed-two-channel"]
-MOST_KEPT = 6000  # patches of the other protocols to mix in while tuning
 
 
 def transfer(
@@ -67,7 +56,7 @@ def transfer(
     if not all(parts[key] for key in wanted):
         raise BadData("--protocol", f"too few cases of {protocol} or of others", "Simulate more")
     labelled = [*parts["validation", True], *parts["train", True]][:tuning_cases]
-    learned, patches = learn(LEARNER, parts["train", False], parts["validation", False], config)
+    learned, patches = learn(parts["train", False], parts["validation", False], config)
     test = [load_case(path, (KIND,)) for path in parts["test", True]]
     cases = [load_case(path, (KIND,)) for path in labelled]
     tuned = tune(learned, cases, [str(case.index) for case in cases], tuning, patches)
@@ -85,42 +74,6 @@ def transfer(
         "test_cases": len(test),
         "test_microbleeds": sum(len(case.microbleeds) for case in before),
         **compared(before, after, thresholds),
-    }
-
-
-def learn(
-    contender: Contender, train: Sequence[Path], validation: Sequence[Path], config: FitConfig
-) -> tuple[MicrobleedNet, Patches]:
-    """A calibrated network, and some of what it learned from."""
-    patches, labels = load_training(train, contender)
-    network, _ = fit(new_network(contender, config.seed), patches, labels, config)
-    assert isinstance(network, MicrobleedNet)
-    calibration, _ = calibrated(contender, judge(contender, network, validation))
-    network.description = dataclasses.replace(network.description, calibration=calibration)
-    rng = np.random.default_rng(config.seed)
-    some = np.sort(rng.permutation(len(labels))[:MOST_KEPT])
-    return network, Patches(patches[some], labels[some])
-
-
-def compared(
-    before: Sequence[ScoredCase], after: Sequence[ScoredCase], thresholds: Sequence[float]
-) -> dict[str, Any]:
-    counts = [
-        np.array([counts_of(case, threshold) for case in cases])
-        for cases, threshold in zip((before, after), thresholds, strict=True)
-    ]
-    errors = [
-        calibration_error(
-            np.concatenate([case.probabilities for case in cases]),
-            np.concatenate([case.labels for case in cases]),
-        )
-        for cases in (before, after)
-    ]
-    return {
-        "before": with_intervals(counts[0]),
-        "after": with_intervals(counts[1]),
-        "difference": paired(counts[1], counts[0]),
-        "calibration_error": {"before": errors[0], "after": errors[1]},
     }
 
 
@@ -157,14 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=900, help="of training (default: 900)")
     parser.add_argument("--tuning-steps", type=int, default=150, help="default: 150")
     parser.add_argument("--tuning-cases", type=int, default=10, help="default: 10")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, help="JSON")
+    add_arguments(parser)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    config = FitConfig(seed=options.seed, steps=options.steps, device=options.device)
+    config = begin(options)
     tuning = dataclasses.replace(config, steps=options.tuning_steps)
     try:
         result = transfer(

@@ -1,0 +1,104 @@
+"""Trials: networks trained to answer one question, and compared on the same cases."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmb_bids.resnet import MicrobleedNet
+from cmb_bids.training.comparison import counts_of, paired, with_intervals
+from cmb_bids.training.contenders import CONTENDERS, new_network
+from cmb_bids.training.fit import FitConfig, fit
+from cmb_bids.training.scoring import ScoredCase, calibration_error
+from cmb_bids.training.steps import calibrated, judge, load_training
+from cmb_bids.training.tune import Patches
+
+# Trained and calibrated as the shipped two-channel network is.
+LEARNER = CONTENDERS["microbleed-two-channel"]
+MOST_KEPT = 6000  # patches to mix in while tuning
+
+
+def learn(
+    train: Sequence[Path], validation: Sequence[Path], config: FitConfig
+) -> tuple[MicrobleedNet, Patches]:
+    """A network trained on some cases, calibrated on others, and some of what it learned from.
+
+    Parameters
+    ----------
+    train, validation : sequence of path
+        Files of simulated cases.
+    config : FitConfig
+    """
+    patches, labels = load_training(train, LEARNER)
+    network, _ = fit(new_network(LEARNER, config.seed), patches, labels, config)
+    assert isinstance(network, MicrobleedNet)
+    calibration, _ = calibrated(LEARNER, judge(LEARNER, network, validation))
+    network.description = dataclasses.replace(network.description, calibration=calibration)
+    rng = np.random.default_rng(config.seed)
+    some = np.sort(rng.permutation(len(labels))[:MOST_KEPT])
+    return network, Patches(patches[some], labels[some])
+
+
+def compared(
+    before: Sequence[ScoredCase], after: Sequence[ScoredCase], thresholds: Sequence[float]
+) -> dict[str, Any]:
+    """Metrics of two networks on the same cases, and the paired difference.
+
+    Parameters
+    ----------
+    before, after : sequence of ScoredCase
+        The same cases in the same order, as each network sees them.
+    thresholds : sequence of float
+        The definite threshold of each network.
+
+    Returns
+    -------
+    dict
+        ``before``, ``after`` and ``difference`` (metrics with intervals over participants, the
+        last with p), ``calibration_error``.
+    """
+    counts = [
+        np.array([counts_of(case, threshold) for case in cases])
+        for cases, threshold in zip((before, after), thresholds, strict=True)
+    ]
+    errors = [
+        calibration_error(
+            np.concatenate([case.probabilities for case in cases]),
+            np.concatenate([case.labels for case in cases]),
+        )
+        for cases in (before, after)
+    ]
+    return {
+        "before": with_intervals(counts[0]),
+        "after": with_intervals(counts[1]),
+        "difference": paired(counts[1], counts[0]),
+        "calibration_error": {"before": errors[0], "after": errors[1]},
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that all trials have."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--output", type=Path, help="JSON")
+
+
+def begin(options: argparse.Namespace) -> FitConfig:
+    """Set up logging and threads; how to train."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    return FitConfig(
+        seed=options.seed,
+        steps=options.steps,
+        device=options.device,
+        precision=options.precision,
+    )
