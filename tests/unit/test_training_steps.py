@@ -15,7 +15,7 @@ from cmb_bids.errors import BadData
 from cmb_bids.resnet import load_model
 from cmb_bids.training import accuracy, card, comparison, failures, jobs, steps
 from cmb_bids.training.contenders import CONTENDERS, REFERENCE, new_network, strengths, targets
-from cmb_bids.training.scoring import ScoredCase
+from cmb_bids.training.scoring import ScoredCase, scored_case
 from cmb_bids.training.shards import load_case, save_case
 
 NAME = "microbleed-two-channel"
@@ -258,3 +258,12 @@ def test_a_step_is_given_what_it_takes_as_what_it_says():
     assert taken["first"] == 7
     assert taken["record"].name == "b"
     assert set(taken) == {"first", "record"}
+
+
+def test_a_case_without_lesions_has_the_columns_all_the_same():
+    case = toy_case(0)
+    case.truth = []
+    found = case.candidates["complex"]
+    scored = scored_case(case, "complex", np.full((len(found.labels), 3), 1 / 3))
+    assert {"contrast_to_noise", "mars_class", "diameter_mm"} <= set(scored.microbleeds)
+    assert comparison.by_stratum([scored], 0.5)["contrast to noise"] == {}

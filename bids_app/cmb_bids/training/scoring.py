@@ -20,6 +20,8 @@ FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FR
 CALIBRATION_BINS = 10
 GRID = np.round(np.arange(0.02, 0.96, 0.01), 2)  # thresholds that are tried
 LOWEST_DEFINITE = 0.2
+# What is known of a simulated lesion; a case without lesions has the columns too.
+LESION_COLUMNS = ("x", "y", "z", "diameter_mm", "contrast_to_noise", "mars_class")
 SIZE_EDGES_MM = (0.0, 1.5, 2.0, 3.0, np.inf)  # of the lesion's core
 RIDGE = 1e-2  # on the calibration's five numbers, in candidates: decides only where data do not
 
@@ -66,7 +68,7 @@ def scored_case(case: Case, kind: str, probabilities: np.ndarray) -> ScoredCase:
     """A simulated case with the probabilities (n, 3) of its candidates of this kind."""
     found = case.candidates[kind]
     rows = [row for row in case.truth if row["name"] == "microbleed"]
-    columns = sorted({key for row in rows for key in row} | {"x", "y", "z", "diameter_mm"})
+    columns = sorted({key for row in rows for key in row} | set(LESION_COLUMNS))
     return ScoredCase(
         case.index,
         str(case.recipe.get("protocol", "unknown")),
