@@ -9,6 +9,7 @@ contenders are exchangeable: their counts are swapped participant by participant
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -169,6 +170,12 @@ def _classes(values: pd.Series, edges: Sequence[float], unit: str) -> pd.Series:
     return pd.cut(pd.to_numeric(values), list(edges), labels=names, right=False).astype(str)
 
 
+def _by_number(name: str) -> tuple[float, str]:
+    """What names of classes are sorted by: the number they begin with, else the name."""
+    number = re.match(r"[0-9.]+", name)
+    return (float(number.group()) if number else 0.0, name)
+
+
 def _sensitivity_where(
     cases: Sequence[ScoredCase], threshold: float, classes: Callable[[pd.DataFrame], pd.Series]
 ) -> dict[str, Any]:
@@ -176,7 +183,7 @@ def _sensitivity_where(
     kinds = [classes(case.microbleeds).to_numpy(dtype=object) for case in cases]
     hits = [matched(case.microbleeds_mm, case.called(threshold)) for case in cases]
     table = {}
-    for name in sorted({kind for of_case in kinds for kind in of_case}):
+    for name in sorted({kind for of_case in kinds for kind in of_case}, key=_by_number):
         counts = np.zeros((len(cases), len(COUNTS)))
         counts[:, COUNTS.index("lesions")] = [(kind == name).sum() for kind in kinds]
         counts[:, COUNTS.index("hits")] = [
