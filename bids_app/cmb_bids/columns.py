@@ -37,9 +37,14 @@ BOMBS_REGIONS = {
 LESION_COLUMNS: dict[str, dict[str, Any]] = {
     "index": {"Description": "Label of the lesion in the image of the same name."},
     "name": {"Description": "Kind of lesion and its label; unique in the table."},
-    "x": {"Description": "Centroid, scanner right.", "Units": "mm"},
-    "y": {"Description": "Centroid, scanner anterior.", "Units": "mm"},
-    "z": {"Description": "Centroid, scanner superior.", "Units": "mm"},
+    "x": {
+        "Description": (
+            "Centroid, scanner right; the candidate's place where that is more than 3 mm away."
+        ),
+        "Units": "mm",
+    },
+    "y": {"Description": "The same, scanner anterior.", "Units": "mm"},
+    "z": {"Description": "The same, scanner superior.", "Units": "mm"},
     "probability": {
         "Description": "The network's probability that this is a microbleed, from 0 to 1."
     },

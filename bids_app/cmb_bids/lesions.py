@@ -79,6 +79,7 @@ ONE_LESION_DEPTH = 0.75  # no ridge shallower than this share of the shallower o
 SHELL_FILL = 0.10  # a lesion fills at least this share of a spherical shell round its centre
 SHELL_MM = 1.0  # thickness of those shells, at least
 SEED_RADIUS_MM = (1.5, 3.0)  # the darkest voxel is sought this near the candidate
+FARTHEST_CENTROID_MM = 3.0  # from the candidate; beyond, the candidate says where the lesion is
 # How the tissue that a small lesion lies in is told from its own noise and from what lies beyond.
 TISSUE_SHELLS_MM = ((2.0, 4.0), (3.0, 5.0), (4.0, 7.0), (6.0, 10.0))  # from the darkest voxel
 TISSUE_CONTRAST = 0.45  # of the contrast to the wider surroundings, at least
@@ -604,7 +605,17 @@ def _is_counted(table: pd.DataFrame, config: LesionConfig) -> np.ndarray:
 
 
 def _complete(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    """Add index, name and measures to the rows of the lesions."""
+    """Add index, name and measures to the rows of the lesions.
+
+    A lesion is where its voxels are on average, unless that is far from the candidate: then it was
+    drawn together with something larger that it touches, whose middle is not the lesion's.
+    """
+    points = table[["x", "y", "z"]].to_numpy(dtype=float)
+    centroids = measured[["x", "y", "z"]].to_numpy(dtype=float)
+    near = np.linalg.norm(centroids - points, axis=1) <= FARTHEST_CENTROID_MM
+    measured = measured.assign(
+        **dict(zip("xyz", np.where(near[:, None], centroids, points.round(2)).T, strict=True))
+    )
     table = table.drop(columns=["x", "y", "z"]).reset_index(drop=True)
     table = pd.concat([table, measured], axis=1)
     table["index"] = np.arange(1, len(table) + 1)

@@ -242,6 +242,14 @@ def test_a_large_lesion_is_drawn_whole_and_not_a_dark_spot_of_its_noise(seed, de
     assert 7 < table["diameter_mm"][0] < 10
 
 
+def test_a_lesion_drawn_with_a_larger_neighbour_stays_where_it_was_found():
+    image, points = draw(FINE, [((-4, 0, 0), 3), ((2, 0, 0), 9)])
+    table, labels = segment(image, FINE, points[:1])
+    drawn = nib.affines.apply_affine(FINE, np.argwhere(labels == 1).mean(axis=0))
+    assert np.linalg.norm(drawn - points[0]) > 4
+    np.testing.assert_allclose(table[["x", "y", "z"]].iloc[0], points[0], atol=0.01)
+
+
 def test_microbleeds_are_drawn_on_the_swi_and_calcifications_on_the_magnitude():
     magnitude, points = draw(FINE, [((-7, 0, 0), 3.0), ((7, 0, 0), 3.0)])
     swi, _ = draw(FINE, [((-7, 0, 0), 6.0), ((7, 0, 0), 6.0)], level=400.0)
