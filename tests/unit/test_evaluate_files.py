@@ -149,6 +149,7 @@ def test_rows_are_what_their_names_say():
     assert with_kind(rows, None)["kind"].tolist() == ["microbleed", "calcification", "other"]
     assert set(with_kind(rows, "candidate")["kind"]) == {"candidate"}
     assert set(with_kind(rows.assign(name="lesion"), None)["kind"]) == {"microbleed"}
+    assert set(with_kind(rows.assign(name="vein"), None)["kind"]) == {"other"}
     assert set(with_kind(rows.drop(columns="name"), "calcification")["kind"]) == {"calcification"}
 
 

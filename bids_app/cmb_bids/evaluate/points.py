@@ -22,6 +22,7 @@ KINDS = {
 }
 VOXEL = ["i", "j", "k"]
 PROBABILITY_CUT = 0.5
+VESSEL = r"(?i)vein|vessel|arter"
 _ALL_NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 
 
@@ -254,7 +255,10 @@ def with_kind(points: pd.DataFrame, kind: str | None) -> pd.DataFrame:
     fallback = kind or MICROBLEED
     if "name" not in points:
         return points.assign(name=fallback, kind=fallback)
-    said = points["name"].astype(str).map(kind_of)
+    names = points["name"].astype(str)
+    said = names.map(kind_of)
+    # A scan without lesions may list its vessels alone: they are no lesions for that.
+    said = said.mask(said.isna() & names.str.contains(VESSEL), OTHER)
     if kind == CANDIDATE or not said.notna().any():
         return points.assign(kind=fallback)
     return points.assign(kind=said.fillna(kind or OTHER).astype(str))
