@@ -113,14 +113,14 @@ class MicrobleedNet(nn.Module):
         inputs = len(self.description.channels) + 1
         self.register_buffer("centre", _centre_channel(self.description.geometry), False)
         self.near = nn.Sequential(
-            *_convolved(inputs, narrow),
+            *convolved(inputs, narrow),
             ResidualBlock(narrow, narrow, 1, (3, 3, 1)),
             ResidualBlock(narrow, middle, 2, (3, 3, 3)),
             ResidualBlock(middle, wide, 2, (3, 3, 3)),
         )
         self.around = nn.Sequential(
             nn.AvgPool3d((2, 2, 1)),
-            *_convolved(inputs, narrow),
+            *convolved(inputs, narrow),
             ResidualBlock(narrow, middle, 2, (3, 3, 3)),
             ResidualBlock(middle, middle, 2, (3, 3, 3)),
         )
@@ -144,7 +144,8 @@ def middle_of(shape: Sequence[int], wanted: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(first, have - first) for first, have in zip(starts, shape, strict=True))
 
 
-def _convolved(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+def convolved(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """A 3 x 3 x 3 convolution that keeps the grid, normalisation, and what is positive."""
     convolution = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
     return convolution, nn.BatchNorm3d(outputs), nn.ReLU()
 

@@ -94,8 +94,9 @@ def ablate(
     said, varies = FAMILIES[family]
     train = [path for path in paths if split_of(path) == "train"]
     validation = [path for path in paths if split_of(path) == "validation"]
-    varied = [path for path in train if varies(load_case(path, ()).recipe)]
-    plain = [path for path in train if path not in set(varied)]
+    family_varies = {path: varies(load_case(path, ()).recipe) for path in train}
+    varied = [path for path in train if family_varies[path]]
+    plain = [path for path in train if not family_varies[path]]
     judged = varied[: round(SHARE_JUDGED * len(varied))]
     cases = min(len(plain), len(train) - len(judged), most_cases)
     if min(cases, len(judged), len(varied) - len(judged)) < FEWEST_CASES or not validation:
@@ -104,7 +105,7 @@ def ablate(
             f"{len(varied)} cases in which {said} varies and {len(plain)} in which not are too few",
             "Simulate more",
         )
-    # The same share of every training set is drawn, so that both have as many cases.
+    # As many as the plain ones that are trained on, drawn from all that are not judged.
     rng = np.random.default_rng(config.seed)
     others = [*plain, *varied[len(judged) :]]
     mixed = [others[i] for i in np.sort(rng.permutation(len(others))[:cases])]
@@ -117,7 +118,7 @@ def ablate(
         "family": family,
         "what": said,
         "training_cases": cases,
-        "varied_in_training": sum(path in set(varied) for path in mixed),
+        "varied_in_training": sum(family_varies[path] for path in mixed),
         "training_steps": config.steps,
         "seed": config.seed,
         "cases_judged": len(held_out),
@@ -141,17 +142,13 @@ def described(results: Sequence[Mapping[str, Any]]) -> str:
                     f"{shown(result['before'][m]['value'])} / {shown(result['after'][m]['value'])}"
                     for m in shown_metrics
                 ),
-                interval({"value": difference["difference"], **_ends(difference)}),
+                interval({**difference, "value": difference["difference"]}),
                 shown(difference["p"]),
             ]
         )
     header = ["family, simulated", "varied in training", "cases judged (microbleeds)"]
     header += [f"{METRIC_NAMES[name]}, without / with" for name in shown_metrics]
     return table([*header, "gain in F1", "p"], rows)
-
-
-def _ends(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"low": row["low"], "high": row["high"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

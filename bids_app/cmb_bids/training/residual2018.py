@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmb_bids.resnet import CLASSES, CONTRAST_ONLY, ModelDescription, ResidualBlock
+from cmb_bids.resnet import (
+    CLASSES,
+    CONTRAST_ONLY,
+    ModelDescription,
+    ResidualBlock,
+    convolved,
+    middle_of,
+)
 
 SHAPE = (16, 16, 8)
 WIDTHS = (8, 16, 22)
@@ -32,13 +39,13 @@ class ResidualNet2018(nn.Module):
         self.description = ModelDescription(channels=CONTRAST_ONLY, name="residual-2018")
         narrow, middle, wide = WIDTHS
         self.stem = nn.Sequential(
-            *_convolved(1, narrow), *_convolved(narrow, narrow), nn.MaxPool3d((2, 2, 1))
+            *convolved(1, narrow), *convolved(narrow, narrow), nn.MaxPool3d((2, 2, 1))
         )
         self.residual = nn.Sequential(
             *(ResidualBlock(narrow, narrow, 1, (3, 3, 3)) for _ in range(RESIDUAL_LAYERS))
         )
         self.pooled = nn.Sequential(
-            *_convolved(narrow, middle), *_convolved(middle, wide), nn.MaxPool3d(2)
+            *convolved(narrow, middle), *convolved(middle, wide), nn.MaxPool3d(2)
         )
         self.hidden = nn.Linear(wide * 4 * 4 * 4, HIDDEN)
         self.dropout = nn.Dropout(0.3)
@@ -46,18 +53,10 @@ class ResidualNet2018(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Logits (n, 3); that of calcification is low and constant."""
-        middle = [
-            slice((have - want) // 2, (have + want) // 2)
-            for have, want in zip(patches.shape[2:], SHAPE, strict=True)
-        ]
+        middle = middle_of(patches.shape[2:], SHAPE)
         features = self.pooled(self.residual(self.stem(patches[:, :, *middle])))
         hidden = functional.relu(self.hidden(features.flatten(1)))
         microbleed, other = self.head(self.dropout(hidden)).unbind(dim=1)
         nothing = torch.full_like(microbleed, NO_EVIDENCE)
         logits = {"microbleed": microbleed, "calcification": nothing, "other": other}
         return torch.stack([logits[name] for name in CLASSES], dim=1)
-
-
-def _convolved(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    convolution = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
-    return convolution, nn.BatchNorm3d(outputs), nn.ReLU()
