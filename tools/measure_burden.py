@@ -24,8 +24,9 @@ from cmb_bids.candidates import find_candidates
 from cmb_bids.interfaces.classify import classify_candidates
 from cmb_bids.lesions import segment_lesions
 from cmb_bids.simulate import simulate_scan
-from cmb_bids.training.cases import disturbed_mask, draw_recipe, normalise, process_scan
 from cmb_bids.training.labels import MICROBLEED, label_candidates
+from cmb_bids.training.processed import disturbed_mask, normalise, process_scan
+from cmb_bids.training.recipes import draw_recipe
 
 EDGES = (0, 0.001, 0.01, 0.1, 0.3, 0.6, 1.0001)
 LEFT_OUT = "7T"

@@ -33,7 +33,7 @@ from cmb_bids.lesions import CALCIFICATION, MICROBLEED, equivalent_diameter, seg
 from cmb_bids.moments import Phase, describe_phase, measure_moments
 from cmb_bids.phase import SwiResult, process_complex
 from cmb_bids.simulate import SimulatedScan, SubjectSpec, sample_subject, simulate_scan
-from cmb_bids.training.cases import normalise
+from cmb_bids.training.processed import normalise
 from cmb_bids.volumes import voxel_sizes, world_to_voxel
 
 # The dipole model of cmb_bids.moments was chosen on the first three.

@@ -24,8 +24,8 @@ from cmb_bids.lesions import MICROBLEED, segment_lesions
 from cmb_bids.phase import PhaseConfig, process_complex
 from cmb_bids.quality import measure_quality
 from cmb_bids.simulate import SimulatedScan, sample_subject, simulate_scan
-from cmb_bids.training.cases import normalise
 from cmb_bids.training.labels import ranked_hits
+from cmb_bids.training.processed import normalise
 
 Spoil = Callable[[list[np.ndarray], SimulatedScan], list[np.ndarray]]
 GHOST_SHIFT = 0.3  # of the field of view

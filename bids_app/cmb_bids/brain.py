@@ -25,6 +25,7 @@ import numpy as np
 from scipy import ndimage
 
 from cmb_bids.head import block_mean, coarse_steps, head_mask
+from cmb_bids.intensity import clean_magnitude, normalize_magnitude
 from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
 
 TEMPLATE_MASK_LEVEL = 0.5
@@ -246,35 +247,6 @@ def resample_mask(
         inside.astype(np.float32), matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=1
     )
     return moved > 0.5
-
-
-def normalize_magnitude(
-    magnitude: np.ndarray, mask: np.ndarray, bias: np.ndarray | None = None
-) -> np.ndarray:
-    """Magnitude over bias field over its median inside the mask; float32, 1 is typical brain.
-
-    Parameters
-    ----------
-    magnitude : (x, y, z) array
-    mask : (x, y, z) boolean array
-        Where it is empty, the median of all positive voxels is used.
-    bias : (x, y, z) array, optional
-        Multiplicative field, as `bias_field` returns it.
-    """
-    image = _clean(magnitude)
-    if bias is not None:
-        image = image / bias
-    inside = image[mask & (image > 0)]
-    if inside.size == 0:
-        inside = image[image > 0]
-    median = float(np.median(inside)) if inside.size else 1.0
-    return (image / np.float32(median)).astype(np.float32, copy=False)
-
-
-def _clean(magnitude: np.ndarray) -> np.ndarray:
-    """float32, finite and not negative."""
-    image = np.nan_to_num(magnitude.astype(np.float32, copy=False), posinf=0.0, neginf=0.0)
-    return np.maximum(image, 0, out=image if image is not magnitude else None)
 
 
 # ---------------------------------------------------------------- bias field
@@ -749,7 +721,7 @@ def extract_brain(
         The given mask is empty or on another grid.
     """
     config = config or BrainConfig()
-    image = _clean(magnitude)
+    image = clean_magnitude(magnitude)
     given = _checked_mask(given_mask, image.shape)
     problem = field_of_view_problem(image.shape, affine, config)
     steps = coarse_steps(voxel_sizes(affine), config.working_resolution_mm)

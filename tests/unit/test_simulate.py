@@ -16,7 +16,7 @@ from cmb_bids.simulate import lesions as lesion_module
 from cmb_bids.simulate.cli import add_arguments, interleave, parse_groups, run
 from cmb_bids.simulate.dataset import CohortPlan
 from cmb_bids.simulate.head import TISSUES, load_head
-from cmb_bids.simulate.scan import box_frame, draw_labels, good_size, spec_rng
+from cmb_bids.simulate.scan import _leave_out, box_frame, draw_labels, good_size, spec_rng
 from cmb_bids.simulate.vendor import store_magnitudes, store_phase
 from cmb_bids.volumes import read_stored, read_table
 
@@ -98,6 +98,26 @@ def test_signal_decays_and_turns_with_the_field():
     assert float(block.angle().mean()) == pytest.approx(
         2 * np.pi * 42.577478518 * 3 * 0.1 * 0.02, rel=1e-4
     )
+
+
+def test_what_is_not_acquired_is_zero():
+    spec = sample_subject(1)
+    whole = torch.ones((4, 40, 20), dtype=torch.complex64)
+
+    def acquired(**conditions):
+        spectrum = whole.clone()
+        _leave_out(spectrum, dataclasses.replace(spec, **conditions))
+        return torch.fft.fftshift(spectrum.abs(), dim=(1, 2))
+
+    assert acquired().all()
+    partial = acquired(partial_fourier=0.75)
+    assert partial.mean() == pytest.approx(0.75, abs=0.03)
+    assert partial[:, :30].all()  # the first lines and the centre of k-space
+    assert not partial[:, 32:].any()
+    ellipse = acquired(elliptical_shutter=True)
+    assert ellipse.mean() == pytest.approx(np.pi / 4, abs=0.03)
+    assert ellipse[:, 20, 10].all()
+    assert not ellipse[:, 1, 1].any()
 
 
 def test_cubic_interpolation_reproduces_a_line():

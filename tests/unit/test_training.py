@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from toys import STORED, toy_case, toy_patches
 from cmb_bids.errors import UsageError
 from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import Calibration, MicrobleedNet, ModelDescription, calibrate
-from cmb_bids.training import cli, shards
+from cmb_bids.training import cli, fingerprint, processed, recipes, shards
+from cmb_bids.training.cases import make_case
 from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, augment, fit, sample_batch
 from cmb_bids.training.labels import IGNORED, MICROBLEED, OTHER, label_candidates, ranked_hits
 from cmb_bids.training.scoring import (
@@ -238,58 +240,75 @@ def test_too_few_cases_and_absent_devices_are_refused(tmp_path):
 @pytest.fixture
 def coarse_protocol(monkeypatch):
     """A protocol of 3 mm voxels: the physics and the pipeline at a hundredth of the cost."""
-    cases = pytest.importorskip("cmb_bids.training.cases")
     protocol = dataclasses.replace(
-        cases.PROTOCOLS["ukb"], matrix=(64, 76, 56), voxel_mm=(2.8, 2.8, 3.1)
+        recipes.PROTOCOLS["ukb"], matrix=(64, 76, 56), voxel_mm=(2.8, 2.8, 3.1)
     )
-    monkeypatch.setattr(cases, "PROTOCOLS", {"ukb": protocol})
-    monkeypatch.setattr(cases, "PROTOCOL_SHARES", {"ukb": 1.0})
-    monkeypatch.setattr(cases, "OVERSAMPLING", {"ukb": (1.0, 1.0, 1.0)})
-    return cases
+    monkeypatch.setattr(recipes, "PROTOCOLS", {"ukb": protocol})
+    monkeypatch.setattr(recipes, "PROTOCOL_SHARES", {"ukb": 1.0})
+    monkeypatch.setattr(recipes, "OVERSAMPLING", {"ukb": (1.0, 1.0, 1.0)})
 
 
-def test_a_case_is_made_by_the_pipeline(coarse_protocol):
-    case = coarse_protocol.make_case(1, 3)
+def test_a_case_is_made_by_the_pipeline(coarse_protocol, tmp_path):
+    case = make_case(1, 3, kept=tmp_path)
     assert case.split == "validation"
     assert set(case.candidates) == {"complex", "magnitude"}
     found = case.candidates["complex"]
     assert found.patches.shape == (len(found.labels), 2, *SMALL)
     assert found.patches.dtype == np.float16
     assert np.isfinite(found.patches).all()
-    again, recipe = coarse_protocol.draw_recipe(np.random.default_rng([3, 1]), False)
+    again, recipe = recipes.draw_recipe(np.random.default_rng([3, 1]), False)
     assert again.seed == recipe.seed == case.recipe["seed"]
 
 
+def test_a_kept_scan_gives_the_same_case(coarse_protocol, tmp_path, monkeypatch):
+    case = make_case(1, 3, kept=tmp_path)
+    monkeypatch.setattr(processed, "simulate_scan", None)  # not asked again
+    again = make_case(1, 3, kept=tmp_path)
+    assert json.dumps(again.recipe) == json.dumps(case.recipe)
+    for kind, found in case.candidates.items():
+        np.testing.assert_array_equal(again.candidates[kind].patches, found.patches)
+        np.testing.assert_array_equal(again.candidates[kind].scores, found.scores)
+    with pytest.raises(TypeError):
+        make_case(2, 3, kept=tmp_path)
+
+
+def test_what_lies_far_from_the_brain_decides_nothing(coarse_protocol, monkeypatch):
+    case = make_case(1, 3)
+    monkeypatch.setattr(processed, "_cropped", lambda whole: whole)
+    whole = make_case(1, 3)
+    found, again = case.candidates["complex"], whole.candidates["complex"]
+    np.testing.assert_allclose(again.points_mm, found.points_mm, atol=1e-6)
+    np.testing.assert_allclose(again.patches, found.patches, atol=1e-3)
+
+
 def test_training_recipes_vary_and_held_out_ones_keep_the_protocol():
-    cases = pytest.importorskip("cmb_bids.training.cases")
-    held_out = [cases.draw_recipe(np.random.default_rng(i), False)[0] for i in range(10)]
-    assert all(spec.protocol == cases.PROTOCOLS[spec.protocol.name] for spec in held_out)
-    varied = [cases.draw_recipe(np.random.default_rng(i), True)[0] for i in range(10)]
+    held_out = [recipes.draw_recipe(np.random.default_rng(i), False)[0] for i in range(10)]
+    assert all(spec.protocol == recipes.PROTOCOLS[spec.protocol.name] for spec in held_out)
+    varied = [recipes.draw_recipe(np.random.default_rng(i), True)[0] for i in range(10)]
     for spec in varied:
-        nominal = cases.PROTOCOLS[spec.protocol.name].field_of_view_mm
+        nominal = recipes.PROTOCOLS[spec.protocol.name].field_of_view_mm
         np.testing.assert_allclose(spec.protocol.field_of_view_mm, nominal, rtol=1e-6)
     assert len({spec.protocol.voxel_mm for spec in varied}) == 10
 
 
 def test_disturbed_mask_moves_its_surface_by_mm():
-    cases = pytest.importorskip("cmb_bids.training.cases")
     affine = np.diag([1.0, 1.0, 2.0, 1.0])
     x, y, z = np.meshgrid(np.arange(80), np.arange(80), np.arange(40) * 2, indexing="ij")
     distance = np.sqrt((x - 40) ** 2 + (y - 40) ** 2 + (z - 40) ** 2)
     rng = np.random.default_rng(0)
-    grown = cases.disturbed_mask(distance < 25, affine, 2.0, 0.0, rng)
+    grown = processed.disturbed_mask(distance < 25, affine, 2.0, 0.0, rng)
     radius = (grown.sum() * 2 * 3 / 4 / np.pi) ** (1 / 3)
     assert radius == pytest.approx(27, abs=0.8)
-    wobbly = cases.disturbed_mask(distance < 25, affine, 0.0, 2.0, rng)
+    wobbly = processed.disturbed_mask(distance < 25, affine, 0.0, 2.0, rng)
     assert 0.6 < (wobbly & (distance < 25)).sum() / (distance < 25).sum() < 1
 
 
 def test_key_of_the_data_ignores_docstrings_and_layout():
     one = '''"""Says this."""\nx = 1  # why\ndef f(a):\n    """Doc."""\n    return a\n'''
     two = '''"""Says that."""\n\nx = (1)\ndef f(\n    a,\n):\n    """Docs."""\n    return a\n'''
-    assert shards._what_it_does(one) == shards._what_it_does(two)
-    assert shards._what_it_does(one) != shards._what_it_does(one.replace("1", "2"))
-    assert shards.data_key({"seed": 1}) != shards.data_key({"seed": 2})
+    assert fingerprint.what_it_does(one) == fingerprint.what_it_does(two)
+    assert fingerprint.what_it_does(one) != fingerprint.what_it_does(one.replace("1", "2"))
+    assert fingerprint.data_key({"seed": 1}) != fingerprint.data_key({"seed": 2})
 
 
 def test_a_second_call_on_a_lesion_is_neither_hit_nor_false():

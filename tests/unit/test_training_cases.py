@@ -11,13 +11,15 @@ import pytest
 from cmb_bids.candidate_ranking import Ranking
 from cmb_bids.candidates import CandidateConfig
 from cmb_bids.simulate.scan import SimulatedScan
-from cmb_bids.training.cases import draw_recipe, interpolated, laplacian_of_gaussian
+from cmb_bids.training.cases import laplacian_of_gaussian
+from cmb_bids.training.processed import interpolated
 from cmb_bids.training.ranking import (
     cross_validated_recall,
     fit_ranking,
     on_lesion,
     recall_of,
 )
+from cmb_bids.training.recipes import draw_recipe
 
 
 @pytest.fixture
@@ -62,6 +64,8 @@ def test_training_scans_vary():
     assert len({r.swi_power for _, r in drawn}) > 1
     assert any(r.zero_filling != (1.0, 1.0, 1.0) for _, r in drawn)
     assert any(s.microbleeds == 0 for s, _ in drawn)
+    assert {s.elliptical_shutter for s, _ in drawn} == {True, False}
+    assert min(s.partial_fourier for s, _ in drawn) < 0.9
     angles = {s.protocol.flip_angle_deg for s, _ in drawn}
     assert len(angles) > 40
     assert len({dataclasses.astuple(r) for _, r in drawn}) == 60

@@ -204,7 +204,7 @@ def test_too_many_missing_cases_are_refused(tmp_path):
 def test_a_block_keeps_what_is_there_and_names_what_failed(tmp_path, monkeypatch):
     cases = pytest.importorskip("cmb_bids.training.cases")
 
-    def make(index, seed):
+    def make(index, seed, kept):
         if index == 2:
             raise ValueError("bad luck")
         return toy_case(index)

@@ -434,6 +434,7 @@ def _images(
     for echo, spectrum in enumerate(kspaces):
         for axis, taps in enumerate(window):
             spectrum = spectrum * taps.reshape([-1 if a == axis else 1 for a in range(3)])
+        _leave_out(spectrum, spec)
         if spec.motion_mm:
             _jolt(spectrum, jolt, jolt_lines, spec.protocol.field_of_view_mm)
         image = torch.fft.ifftn(spectrum).mul_(receive)
@@ -446,6 +447,16 @@ def _images(
         magnitudes.append(image.abs().cpu().numpy())
         phases.append(image.angle().cpu().numpy())
     return magnitudes, phases, noise_sd
+
+
+def _leave_out(spectrum: torch.Tensor, spec: SubjectSpec) -> None:
+    """Zero what is not acquired: late phase-encoding lines, the corners of the plane."""
+    y, z = (torch.fft.fftfreq(n, 0.5, device=spectrum.device) for n in spectrum.shape[1:])
+    if spec.partial_fourier < 1:
+        # Frequencies run over -1..1: lines beyond this are the last of them.
+        spectrum[:, y > 2 * spec.partial_fourier - 1] = 0
+    if spec.elliptical_shutter:
+        spectrum[:, y[:, None] ** 2 + z[None, :] ** 2 > 1] = 0
 
 
 def _jolt(

@@ -53,6 +53,8 @@ class SubjectSpec:
     shim: float = 0.95
     pneumatisation: float = 0.7
     taper: float = 0.1
+    partial_fourier: float = 1.0  # share of the phase-encoding lines that is acquired
+    elliptical_shutter: bool = False  # the corners of the phase-encoding plane are left out
     ghost: float = 0.0
     motion_mm: float = 0.0
     flip_first_axis: bool = False

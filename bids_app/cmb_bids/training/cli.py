@@ -26,7 +26,7 @@ NETWORKS = {
 TARGETS = ("cases", "networks", "comparison", "everything")
 # Options of `cmb-lab train` that are keys of the workflow's configuration.
 KEYS = (
-    *("shards", "cases", "block_size", "seed"),
+    *("shards", "processed", "cases", "block_size", "seed"),
     *("steps", "comparison_steps", "device", "precision", "threads"),
 )
 FEWEST_CASES = 20  # below this a split is empty
@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shards", type=Path, help="where simulated cases are kept")
     simulated = parser.add_argument_group("training on simulated scans")
+    simulated.add_argument(
+        "--processed",
+        type=Path,
+        help="keep processed scans here (40 to 150 MB each), to try other candidates or patches "
+        "without simulating again",
+    )
     simulated.add_argument("--cases", type=int, help="simulated scans (default: 220)")
     simulated.add_argument("--steps", type=int, help="of each shipped network (default: 2700)")
     simulated.add_argument(
@@ -133,8 +139,9 @@ def workflow_command(args: argparse.Namespace) -> list[str]:
 
     output = args.output.resolve()
     config = {key: getattr(args, key) for key in KEYS if getattr(args, key) is not None}
-    if "shards" in config:
-        config["shards"] = config["shards"].resolve()
+    for folder in ("shards", "processed"):
+        if folder in config:
+            config[folder] = config[folder].resolve()
     config |= {"output": output, "shipped": f"[{','.join(NETWORKS[args.models])}]"}
     return [
         *(sys.executable, "-m", "snakemake", args.until),

@@ -28,8 +28,8 @@ from torch import nn
 
 from cmb_bids.candidate_ranking import MAGNITUDE_ALONE, WITH_PHASE, Ranking
 from cmb_bids.candidates import CandidateConfig, propose_places, suppress_neighbours
-from cmb_bids.training.cases import process_case
 from cmb_bids.training.labels import LABEL_OF_NAME
+from cmb_bids.training.processed import process_case
 from cmb_bids.volumes import write_json
 
 log = logging.getLogger(__name__)
@@ -47,12 +47,12 @@ FOLDS = 4
 SIZE_EDGES_MM = (0.0, 1.25, 1.5, 2.0, 3.0, np.inf)
 
 
-def describe_case(number: int, seed: int, work: Path) -> None:
+def describe_case(number: int, seed: int, work: Path, kept: Path | None = None) -> None:
     """Write the places of one case, with and without phase, and its lesions; skip if there."""
     done = work / f"{number:05d}_lesions.tsv"
     if done.is_file():
         return
-    case = process_case(FIRST_CASE + number, seed)
+    case = process_case(FIRST_CASE + number, seed, kept)
     config = CandidateConfig()
     found = {
         WITH_PHASE: propose_places(
@@ -64,7 +64,7 @@ def describe_case(number: int, seed: int, work: Path) -> None:
     }
     for kind, table in found.items():
         table.to_csv(work / f"{number:05d}_{kind}.tsv", sep="\t", index=False, float_format="%.4f")
-    lesions = case.scan.truth[case.scan.truth["name"].isin(list(LABEL_OF_NAME))]
+    lesions = case.truth[case.truth["name"].isin(list(LABEL_OF_NAME))]
     lesions.to_csv(done, sep="\t", index=False)  # last: it says that the case is complete
 
 
@@ -214,13 +214,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="where places are kept")
     parser.add_argument("--cases", type=int, default=60)
     parser.add_argument("--seed", type=int, default=7000)
+    parser.add_argument("--processed", type=Path, help="where processed scans are kept")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, help="ranking file to write")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        describe = partial(describe_case, seed=args.seed, work=args.work)
+        describe = partial(describe_case, seed=args.seed, work=args.work, kept=args.processed)
         for number, _ in enumerate(pool.map(describe, range(args.cases))):
             log.info("case %d of %d", number + 1, args.cases)
     result: dict[str, Any] = {}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
 import json
 import logging
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cmb_bids.training.fingerprint import data_key
 
 log = logging.getLogger(__name__)
 
@@ -25,25 +21,7 @@ STORED = ("patches", "points_mm", "labels", "scores")  # arrays of a candidate s
 BASELINE = "baseline"
 # The first 220 cases split as the participants of Liu et al. 2019; later ones are for training.
 PAPER_SPLIT = {"train": 154, "validation": 25, "test": 41}
-MODULES_BEHIND_DATA = (
-    "simulate",
-    "phase.py",
-    "phase_scaling.py",
-    "highpass.py",
-    "swi.py",
-    "brain.py",
-    "head.py",
-    "candidates.py",
-    "candidate_ranking.py",
-    "data/models/candidate-ranking.json",
-    "place_features.py",
-    "frst.py",
-    "patches.py",
-    "training/cases.py",
-    "training/labels.py",
-)
 SHARE_OF_FAILURES_BORNE = 0.05
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass
@@ -118,69 +96,46 @@ def _read_candidates(arrays: Any, kind: str, patches: bool) -> CandidateSet:
     return CandidateSet(**stored)
 
 
-def data_key(settings: dict[str, Any]) -> str:
-    """Fingerprint of all that decides what a case holds: settings and the code behind it.
-
-    Comments, docstrings and layout do not count.
-    """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    root = Path(str(files("cmb_bids")))
-    for name in MODULES_BEHIND_DATA:
-        path = root / name
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            text = source.read_text(encoding="utf-8")
-            what = _what_it_does(text) if source.suffix == ".py" else text
-            digest.update(what.encode())
-    return digest.hexdigest()[:12]
-
-
-def _what_it_does(source: str) -> str:
-    """Source code without what does not run: comments, layout, docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
-            node.body = node.body[1:]
-    return ast.dump(tree)
-
-
 def case_path(directory: Path, index: int) -> Path:
     """Where the case of this number lies."""
     return directory / f"case-{index:05d}.npz"
 
 
-def generate(
-    directory: Path, cases: int | Sequence[int], settings: dict[str, Any], workers: int
+def make_missing(
+    directory: Path, numbers: Sequence[int], settings: dict[str, Any], kept: Path | None = None
 ) -> list[Path]:
-    """Make the cases that are missing.
+    """Make those of these cases that are not there yet, one after the other.
 
     Parameters
     ----------
     directory : path
-    cases : int or sequence of int
-        Numbers of the cases, or how many from 0 on.
+    numbers : sequence of int
+        Of the cases.
     settings : dict
         Of `cmb_bids.training.cases.make_case`.
-    workers : int
-        Processes, one thread each; with 1 the work is done in this process.
+    kept : path, optional
+        Where processed scans are kept.
 
     Returns
     -------
     list of path
-        All cases there are, in order.
-
-    Raises
-    ------
-    RuntimeError
-        More than one in twenty failed: something is wrong beyond bad luck.
+        All cases there are, in order; one that failed is missing, and the log says why.
     """
-    numbers = range(cases) if isinstance(cases, int) else cases
-    missing = [i for i in numbers if not case_path(directory, i).is_file()]
-    log.info("%d of %d cases to make in %s", len(missing), len(numbers), directory)
-    failed = _make_all(directory, missing, settings, workers) if missing else 0
-    if failed > max(1, SHARE_OF_FAILURES_BORNE * len(numbers)):
-        raise RuntimeError(f"{failed} of {len(missing)} cases failed; see the messages above")
+    from cmb_bids.training.cases import make_case
+
+    key = data_key(settings)
+    for index in numbers:
+        path = case_path(directory, index)
+        if path.is_file():
+            continue
+        try:
+            case = make_case(index, kept=kept, **settings)
+        except Exception as error:  # one case must not cost the others
+            log.warning("case %d failed: %s: %s", index, type(error).__name__, error)
+            continue
+        case.recipe["data_key"] = key
+        save_case(case, path)
+        log.info("case %d", index)
     return existing_cases(directory, numbers)
 
 
@@ -188,50 +143,6 @@ def existing_cases(directory: Path, numbers: Sequence[int]) -> list[Path]:
     """Files of those of these cases that could be made."""
     paths = [case_path(directory, i) for i in numbers]
     return [path for path in paths if path.is_file()]
-
-
-def _make_all(directory: Path, missing: list[int], settings: dict[str, Any], workers: int) -> int:
-    failed, key = 0, data_key(settings)
-    if workers == 1:
-        return sum(not _made_here(directory, i, settings, key) for i in missing)
-    context = multiprocessing.get_context("spawn")
-    # Libraries read these when they load, in workers before any of our code: so set them here.
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
-        jobs = {pool.submit(_make_one, directory, i, settings, key): i for i in missing}
-        for done, job in enumerate(as_completed(jobs), start=1):
-            error = job.exception()
-            if error is not None:
-                failed += 1
-                log.warning("case %d failed: %s: %s", jobs[job], type(error).__name__, error)
-            if done % 10 == 0 or done == len(jobs):
-                log.info("%d/%d cases", done, len(jobs))
-    return failed
-
-
-def _made_here(directory: Path, index: int, settings: dict[str, Any], key: str) -> bool:
-    try:
-        _make_one(directory, index, settings, key)
-    except Exception as error:  # one case must not cost the others
-        log.warning("case %d failed: %s: %s", index, type(error).__name__, error)
-        return False
-    log.info("case %d", index)
-    return True
-
-
-def _one_thread() -> None:
-    """Workers share the machine among themselves; libraries must not do so again."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _make_one(directory: Path, index: int, settings: dict[str, Any], key: str) -> None:
-    from cmb_bids.training.cases import make_case
-
-    case = make_case(index, **settings)
-    case.recipe["data_key"] = key
-    save_case(case, case_path(directory, index))
 
 
 def keys_of(paths: Sequence[Path]) -> list[str]:

@@ -61,10 +61,10 @@ from cmb_bids.training.shards import (
     case_path,
     existing_cases,
     found_in,
-    generate,
     has_magnitude_run,
     keys_of,
     load_case,
+    make_missing,
     split_of,
 )
 from cmb_bids.volumes import read_json, write_json, written_whole
@@ -78,17 +78,21 @@ NO_EVIDENCE = -1e4  # logit of a class that a detector does not know
 # ------------------------------------------------------------------------------- cases
 
 
-def make_block(shards: Path, first: int, last: int, settings: dict[str, Any], record: Path) -> None:
+def make_block(
+    shards: Path,
+    first: int,
+    last: int,
+    settings: dict[str, Any],
+    record: Path,
+    processed: str | None = None,
+) -> None:
     """Simulate cases ``first`` to ``last``, find and cut their candidates; note what failed.
 
-    A case that fails is left out: `summarise_cases` judges how many may be.
+    A case that fails is left out: `summarise_cases` judges how many may be. ``processed`` names a
+    folder where processed scans are kept.
     """
     numbers = range(first, last + 1)
-    try:
-        made = generate(shards, numbers, settings, workers=1)
-    except RuntimeError as error:
-        log.warning("%s", error)
-        made = existing_cases(shards, numbers)
+    made = make_missing(shards, numbers, settings, Path(processed) if processed else None)
     failed = [i for i in numbers if case_path(shards, i) not in made]
     write_json(record, {"cases": len(made), "failed": failed})
 
@@ -151,10 +155,13 @@ def training_cases(paths: Sequence[Path], contender: Contender) -> list[Path]:
     return chosen
 
 
-def load_training(paths: Sequence[Path], contender: Contender) -> tuple[np.ndarray, np.ndarray]:
+def load_training(
+    paths: Sequence[Path], contender: Contender, scratch: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Patches (n, channels, ...) float16 and labels (n,) of cases, ignored candidates left out.
 
-    The array is made once and filled, for it takes most of the memory there is.
+    The array is made once and filled. Where ``scratch`` names a file (.npy) it lies there and not
+    in memory, for thousands of cases would not fit; the caller removes it.
     """
     kinds = ("complex", contender.kind)
     labels = []
@@ -173,7 +180,12 @@ def load_training(paths: Sequence[Path], contender: Contender) -> tuple[np.ndarr
         case = case if case.candidates else load_case(path, ("complex",))
         part = patches_seen(contender, found_in(case, contender.kind))[used]
         if patches is None:
-            patches = np.empty((total, *part.shape[1:]), np.float16)
+            shape = (total, *part.shape[1:])
+            patches = (
+                np.empty(shape, np.float16)
+                if scratch is None
+                else np.lib.format.open_memmap(scratch, "w+", np.float16, shape)
+            )
         patches[filled : filled + len(part)] = part
         filled += len(part)
     if patches is None:
@@ -209,7 +221,9 @@ def train(
     contender = CONTENDERS[name]
     config = FitConfig(seed=seed, steps=steps, device=device, precision=precision)
     chosen = training_cases(cases_of(summary), contender)
-    patches, labels = load_training(chosen, contender)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    scratch = weights.with_name(f".{contender.name}.patches.npy")
+    patches, labels = load_training(chosen, contender, scratch)
     counts = class_counts(labels)
     log.info("%s: %d candidates %s of %d cases", contender.name, len(labels), counts, len(chosen))
     checkpoint = weights.with_name(f".{contender.name}.checkpoint")
@@ -237,6 +251,7 @@ def train(
     }
     write_json(weights.with_suffix(".json"), record)
     checkpoint.unlink(missing_ok=True)
+    scratch.unlink()
 
 
 def resumable(checkpoint: Path, config: FitConfig, labels: np.ndarray) -> Path:

@@ -20,6 +20,7 @@ rule block:
         first="{first}",
         last="{last}",
         settings=SETTINGS,
+        processed=config.get("processed"),
     log:
         f"{OUT}/logs/block_{{first}}-{{last}}.log",
     wildcard_constraints:

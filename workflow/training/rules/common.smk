@@ -1,6 +1,6 @@
 """Where things lie, and what a rule hands to its step."""
 
-from cmb_bids.training.shards import data_key
+from cmb_bids.training.fingerprint import data_key
 
 OUT = str(Path(config["output"]).resolve())
 # All that decides what a case holds, besides its number and the code.
@@ -8,7 +8,7 @@ SETTINGS = {"seed": config["seed"]}
 SHARDS = str(Path(config.get("shards") or f"{OUT}/shards-{data_key(SETTINGS)}").resolve())
 STEP = "../scripts/step.py"
 NETWORKS = [*config["shipped"], *config["compared"]]
-MB_PER_CASE = 14  # of patches in memory while training
+MB_PER_CASE = 10  # of patches, read from the disk while training; with less it is slower
 
 
 def one_of(names):
