@@ -12,7 +12,7 @@ from toys import toy_case
 
 from cmb_bids.errors import BadData, InputMissing, NothingMatched
 from cmb_bids.resnet import MicrobleedNet, ModelDescription, load_model, save_model
-from cmb_bids.training import ablation, cli, finetune, transfer, trials, tune
+from cmb_bids.training import ablation, cli, finetune, growth, transfer, trials, tune
 from cmb_bids.training.fit import FitConfig, sample_batch
 from cmb_bids.training.shards import save_case
 from cmb_bids.volumes import write_table, write_volume
@@ -207,7 +207,8 @@ def test_transfer_compares_before_and_after_on_the_protocol_left_out(tmp_path, c
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["simulated"] is True
     assert result["tuning_cases"] == 4
-    assert result["test_cases"] == 2  # of 0, 6 and 11 the even ones
+    assert result["test_cases_among_them"] == 2  # of 0, 6 and 11 the even ones
+    assert result["cases_judged"] == 3  # and 10, which neither network saw
     assert "left out of training" in capsys.readouterr().out
     assert transfer.main([*words[:3], "9.4T"]) == 65
 
@@ -226,6 +227,21 @@ def test_ablation_judges_what_varied_training_cases_buy(tmp_path, capsys, monkey
     assert "high-pass filter" in capsys.readouterr().out
     monkeypatch.setattr(ablation, "FEWEST_CASES", 99)
     assert ablation.main(words) == 65
+
+
+def test_growth_judges_more_and_more_training_cases(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trials, "FitConfig", partial(FitConfig, batch_size=8))
+    for index in range(22):
+        save_case(toy_case(index), tmp_path / f"case-{index:05d}.npz")
+    words = ["--shards", str(tmp_path), "--steps", "2", "--output", str(tmp_path / "r.json")]
+    assert growth.main([*words, "--counts", "8", "4"]) == 0
+    few, many = json.loads((tmp_path / "r.json").read_text())["counts"]
+    assert (few["training_cases"], many["training_cases"]) == (4, 8)
+    assert few["difference"]["f1"]["difference"] == 0
+    assert many["before"] == few["after"]
+    assert many["cases_judged"] == 2  # of 15 training cases every eighth
+    assert "training cases, simulated" in capsys.readouterr().out
+    assert growth.main([*words, "--counts", "99"]) == 65
 
 
 def test_tuning_leaves_the_network_it_starts_from_alone():

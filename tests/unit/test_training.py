@@ -320,6 +320,7 @@ def test_a_second_call_on_a_lesion_is_neither_hit_nor_false():
     measured = detection_metrics([case], 0.5)
     assert measured["sensitivity"] == 1
     assert measured["precision"] == 0.5
+    assert froc([case])["0.25"] == 1  # the second one, surer than the first, takes its lesion
     # Where only the second one is called, the lesion is found all the same.
     only = probabilities.copy()
     only[[0, 2], 0] = 0.1

@@ -55,9 +55,18 @@ class ScoredCase:
         second one is neither a hit nor a false alarm.
         """
         called = np.flatnonzero(self.probabilities[:, MICROBLEED] >= threshold)
-        counts = self.labels[called] != IGNORED
+        counts = ~self.on_lesion[called]
         counts[match_points(self.microbleeds_mm, self.points_mm[called])[:, 1]] = True
         return called[counts]
+
+    @property
+    def on_lesion(self) -> np.ndarray:
+        """Candidates (n,) that lie on a microbleed, or beside the candidate of any lesion.
+
+        One of them that matches no microbleed is a second call on one that another has: which of
+        them carries the label says where it lies, not which of them is the better.
+        """
+        return np.isin(self.labels, (MICROBLEED, IGNORED))
 
     def called(self, threshold: float) -> np.ndarray:
         """Positions (k, 3) of `calls`."""
@@ -129,7 +138,7 @@ def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, in
     for case in cases:
         score = case.probabilities[:, MICROBLEED]
         hit = ranked_hits(case.points_mm, score, case.microbleeds_mm)
-        counts = hit | (case.labels != IGNORED)
+        counts = hit | ~case.on_lesion
         scores.append(score[counts])
         hits.append(hit[counts])
     lesions = sum(len(case.microbleeds_mm) for case in cases)

@@ -1,7 +1,8 @@
 """Does fine-tuning help on a protocol that training has never seen? ``python -m`` this module.
 
 Trains on all protocols but one, then fine-tunes on a few cases of that one, and prints how both
-networks do on its test cases. Everything is simulated.
+networks do on other cases of it: its test cases first, then training cases, which no network saw
+either. Everything is simulated.
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def transfer(
-    paths: Sequence[Path], protocol: str, config: FitConfig, tuning: FitConfig, tuning_cases: int
+    paths: Sequence[Path],
+    protocol: str,
+    config: FitConfig,
+    tuning: FitConfig,
+    tuning_cases: int,
+    most_judged: int,
 ) -> dict[str, Any]:
-    """Train without a protocol, tune on a few of its cases, compare on its test cases.
+    """Train without a protocol, tune on a few of its cases, compare on others of it.
 
     Parameters
     ----------
@@ -40,6 +46,8 @@ def transfer(
         Of the first training and of the tuning.
     tuning_cases : int
         Cases of the protocol to tune on: its validation cases first, then training cases.
+    most_judged : int
+        Cases of it to compare on: its test cases first, then training cases not tuned on.
 
     Raises
     ------
@@ -56,11 +64,13 @@ def transfer(
     if not all(parts[key] for key in wanted):
         raise BadData("--protocol", f"too few cases of {protocol} or of others", "Simulate more")
     labelled = [*parts["validation", True], *parts["train", True]][:tuning_cases]
+    unseen = [path for path in parts["train", True] if path not in labelled]
+    judged = [*parts["test", True], *unseen][:most_judged]
     learned, patches = learn(parts["train", False], parts["validation", False], config)
-    test = [load_case(path, (KIND,)) for path in parts["test", True]]
+    held_out = [load_case(path, (KIND,)) for path in judged]
     cases = [load_case(path, (KIND,)) for path in labelled]
     tuned = tune(learned, cases, [str(case.index) for case in cases], tuning, patches)
-    before, after = judged_before(learned, test), judged_before(tuned.network, test)
+    before, after = judged_before(learned, held_out), judged_before(tuned.network, held_out)
     thresholds = [net.description.calibration.definite for net in (learned, tuned.network)]
     return {
         "simulated": True,
@@ -71,8 +81,9 @@ def transfer(
         "tuning_microbleeds": sum(int((c.candidates[KIND].labels == 0).sum()) for c in cases),
         "tuning_steps": tuned.steps,
         "seed": config.seed,
-        "test_cases": len(test),
-        "test_microbleeds": sum(len(case.microbleeds) for case in before),
+        "cases_judged": len(held_out),
+        "test_cases_among_them": sum(split_of(path) == "test" for path in judged),
+        "microbleeds": sum(len(case.microbleeds) for case in before),
         **compared(before, after, thresholds),
     }
 
@@ -96,8 +107,8 @@ def described(result: dict[str, Any]) -> str:
         f"{result['protocol']} left out of training ({result['training_cases']} simulated cases of "
         f"other protocols, {result['training_steps']} steps), then {result['tuning_cases']} of its "
         f"cases with {result['tuning_microbleeds']} microbleeds to tune on "
-        f"({result['tuning_steps']} steps); {result['test_cases']} simulated test cases of it with "
-        f"{result['test_microbleeds']} microbleeds.\n\n"
+        f"({result['tuning_steps']} steps); judged on {result['cases_judged']} others of it with "
+        f"{result['microbleeds']} microbleeds.\n\n"
         + table([f"{result['protocol']}, simulated", "before", "after tuning", "p"], rows)
     )
 
@@ -110,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=900, help="of training (default: 900)")
     parser.add_argument("--tuning-steps", type=int, default=150, help="default: 150")
     parser.add_argument("--tuning-cases", type=int, default=10, help="default: 10")
+    parser.add_argument("--most-judged", type=int, default=40, help="default: 40")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     config = begin(options)
@@ -121,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config,
             tuning,
             options.tuning_cases,
+            options.most_judged,
         )
     except CmbError as error:
         print(error, file=sys.stderr)
