@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,6 +264,32 @@ def test_the_same_seed_gives_the_same_scan(scan):
     assert again.truth.equals(scan.truth)
     assert sample_subject(5, TINY, "stroke") == sample_subject(5, TINY, "stroke")
     assert sample_subject(6, TINY, "stroke") != sample_subject(5, TINY, "stroke")
+
+
+def test_the_process_that_compiles_gives_the_same_scan_as_later_ones(tmp_path):
+    """Machine code from numba's cache must do what it did when it was compiled."""
+    script = (
+        "import hashlib; from test_simulate import TINY, sample_subject, simulate_scan\n"
+        "scan = simulate_scan(sample_subject(5, TINY, 'stroke', microbleeds=3))\n"
+        "print(hashlib.sha256(scan.magnitudes[0].tobytes()).hexdigest())"
+    )
+    environment = {
+        **os.environ,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert list(tmp_path.rglob("*.nbc"))
+    assert said[0] == said[1]
 
 
 def test_storing_the_first_axis_the_other_way_moves_nothing_in_the_world(scan):

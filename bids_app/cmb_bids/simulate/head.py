@@ -324,7 +324,8 @@ def _smoothstep(x):
     return x * x * (np.float32(3.0) - np.float32(2.0) * x)
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+# No fastmath: the first process, which compiles, would differ from later ones in last digits.
+@numba.njit(parallel=True, cache=True)
 def _fill_tissue(
     channels, occupied, to_template, displacement, origin, spacing, p, signal, rate, chi
 ):
