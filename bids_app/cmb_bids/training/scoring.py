@@ -20,6 +20,7 @@ FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FR
 CALIBRATION_BINS = 10
 GRID = np.round(np.arange(0.02, 0.96, 0.01), 2)  # thresholds that are tried
 LOWEST_DEFINITE = 0.2
+POSSIBLE_BETA = 1.5  # how many times a miss weighs a false alarm where "possible" begins
 # What is known of a simulated lesion; a case without lesions has the columns too.
 LESION_COLUMNS = ("x", "y", "z", "diameter_mm", "contrast_to_noise", "mars_class")
 SIZE_EDGES_MM = (0.0, 1.5, 2.0, 3.0, np.inf)  # of the lesion's core
@@ -148,12 +149,12 @@ def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, in
 def choose_thresholds(
     cases: Sequence[ScoredCase], probabilities: bool = True
 ) -> tuple[float, float]:
-    """Definite and possible thresholds: for the best F1, and for the best F2 (misses weigh more).
+    """Definite and possible thresholds: for the best F1, and with misses weighing more, F1.5.
 
     Where F is highest on a few dozen lesions is mostly chance. How high it is there is not, and
     for calibrated probabilities the threshold that maximises F is F / (1 + beta^2) at its maximum:
-    half of F1, a fifth of F2 (Lipton et al., ECML 2014). `tools/measure_thresholds.py` shows what
-    that buys. Possible is lower than definite by at least a third, so that there is room between.
+    half of F1, four thirteenths of F1.5 (Lipton et al., ECML 2014). `tools/measure_thresholds.py`
+    shows what that buys. F2 would list candidates of which five in six are wrong. Possible is lower than definite by at least a third, so that there is room between.
 
     Parameters
     ----------
@@ -165,14 +166,16 @@ def choose_thresholds(
     """
     scores, hits, lesions = pooled_hits(cases)
     grid = GRID if probabilities else _levels(scores)
-    chosen = {}
-    for beta in (1.0, 2.0):
+
+    def best(beta: float) -> float:
         curve = f_curve(scores, hits, lesions, beta, grid)
-        chosen[beta] = float(curve.max() / (1 + beta**2) if probabilities else grid[curve.argmax()])
+        return float(curve.max() / (1 + beta**2) if probabilities else grid[curve.argmax()])
+
+    definite, possible = best(1.0), best(POSSIBLE_BETA)
     if not probabilities:
-        return chosen[1.0], min(chosen[2.0], chosen[1.0] * 2 / 3)
-    definite = round(max(chosen[1.0], LOWEST_DEFINITE), 3)
-    return definite, round(min(max(chosen[2.0], GRID[0]), definite * 2 / 3), 3)
+        return definite, min(possible, definite * 2 / 3)
+    definite = round(max(definite, LOWEST_DEFINITE), 3)
+    return definite, round(min(max(possible, GRID[0]), definite * 2 / 3), 3)
 
 
 def _levels(scores: np.ndarray) -> np.ndarray:
