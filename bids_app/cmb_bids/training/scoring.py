@@ -154,7 +154,8 @@ def choose_thresholds(
     Where F is highest on a few dozen lesions is mostly chance. How high it is there is not, and
     for calibrated probabilities the threshold that maximises F is F / (1 + beta^2) at its maximum:
     half of F1, four thirteenths of F1.5 (Lipton et al., ECML 2014). `tools/measure_thresholds.py`
-    shows what that buys. F2 would list candidates of which five in six are wrong. Possible is lower than definite by at least a third, so that there is room between.
+    shows what that buys. F2 would begin where five in six are wrong. Possible is lower than
+    definite by at least a third, so that there is room between.
 
     Parameters
     ----------
