@@ -275,11 +275,14 @@ def save_model(network: MicrobleedNet, path: Path, provenance: dict[str, Any]) -
         save_file(state, str(beside), metadata=metadata)
 
 
-def predict_logits(network: nn.Module, patches: np.ndarray) -> np.ndarray:
+def predict_logits(
+    network: nn.Module, patches: np.ndarray, mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES
+) -> np.ndarray:
     """Uncalibrated scores (n, 3) of patches (n, channels, X, Y, Z).
 
     The mean over the patch and its in-plane mirror images, which show the same lesion: what the
-    network makes of the side a vein lies on should not decide.
+    network makes of the side a vein lies on should not decide. ``mirrors`` are the axes flipped for
+    each of them.
     """
     batches = range(0, len(patches), PATCHES_PER_BATCH)
     device = next(network.parameters()).device
@@ -287,7 +290,7 @@ def predict_logits(network: nn.Module, patches: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         for start in batches:
             batch = torch.from_numpy(patches[start : start + PATCHES_PER_BATCH]).float().to(device)
-            seen = [network(torch.flip(batch, axes) if axes else batch) for axes in MIRRORED_AXES]
+            seen = [network(torch.flip(batch, axes) if axes else batch) for axes in mirrors]
             logits.append(torch.stack(seen).mean(dim=0))
     return torch.cat(logits).cpu().numpy() if logits else np.zeros((0, len(CLASSES)), np.float32)
 

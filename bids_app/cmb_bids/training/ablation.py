@@ -23,7 +23,7 @@ from cmb_bids.simulate import PROTOCOLS
 from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.trials import add_arguments, begin, compared, learn
+from cmb_bids.training.trials import AS_IT_IS, add_arguments, begin, compared, learn
 from cmb_bids.training.tune import KIND, judged_before
 from cmb_bids.volumes import write_json
 
@@ -71,7 +71,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Recipe], bool]]] = {
 
 
 def ablate(
-    paths: Sequence[Path], family: str, config: FitConfig, most_cases: int
+    paths: Sequence[Path], family: str, config: FitConfig, most_cases: int, most_judged: int
 ) -> dict[str, Any]:
     """Train without and with a family, judge both where it varies.
 
@@ -85,6 +85,8 @@ def ablate(
         The same for both.
     most_cases : int
         Cases to train on, at most.
+    most_judged : int
+        Cases to judge both on, at most.
 
     Raises
     ------
@@ -97,7 +99,7 @@ def ablate(
     family_varies = {path: varies(load_case(path, ()).recipe) for path in train}
     varied = [path for path in train if family_varies[path]]
     plain = [path for path in train if not family_varies[path]]
-    judged = varied[: round(SHARE_JUDGED * len(varied))]
+    judged = varied[: min(round(SHARE_JUDGED * len(varied)), most_judged)]
     cases = min(len(plain), len(train) - len(judged), most_cases)
     if min(cases, len(judged), len(varied) - len(judged)) < FEWEST_CASES or not validation:
         raise BadData(
@@ -110,8 +112,8 @@ def ablate(
     others = [*plain, *varied[len(judged) :]]
     mixed = [others[i] for i in np.sort(rng.permutation(len(others))[:cases])]
     held_out = [load_case(path, (KIND,)) for path in judged]
-    networks = [learn(part, validation, config)[0] for part in (plain[:cases], mixed)]
-    before, after = (judged_before(network, held_out) for network in networks)
+    networks = [learn(part, validation, config, AS_IT_IS)[0] for part in (plain[:cases], mixed)]
+    before, after = (judged_before(network, held_out, AS_IT_IS) for network in networks)
     thresholds = [network.description.calibration.definite for network in networks]
     return {
         "simulated": True,
@@ -158,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--steps", type=int, default=500, help="of each training (default: 500)")
     parser.add_argument("--most-cases", type=int, default=60, help="to train on (default: 60)")
+    parser.add_argument("--most-judged", type=int, default=40, help="cases (default: 40)")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     config = begin(options)
@@ -165,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = []
     for family in options.families:
         try:
-            results.append(ablate(paths, family, config, options.most_cases))
+            results.append(ablate(paths, family, config, options.most_cases, options.most_judged))
         except CmbError as error:
             print(error, file=sys.stderr)
             return error.exit_code

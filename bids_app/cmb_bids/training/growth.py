@@ -18,7 +18,7 @@ from cmb_bids.errors import BadData, CmbError
 from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.trials import add_arguments, begin, compared, learn
+from cmb_bids.training.trials import AS_IT_IS, add_arguments, begin, compared, learn
 from cmb_bids.training.tune import KIND, judged_before
 from cmb_bids.volumes import write_json
 
@@ -59,8 +59,8 @@ def grow(paths: Sequence[Path], counts: Sequence[int], config: FitConfig) -> lis
     results: list[dict[str, Any]] = []
     before = None
     for count in sorted(counts):
-        network = learn(others[:count], validation, config)[0]
-        cases = judged_before(network, held_out)
+        network = learn(others[:count], validation, config, AS_IT_IS)[0]
+        cases = judged_before(network, held_out, AS_IT_IS)
         seen = (cases, network.description.calibration.definite)
         (first, at_first), (now, at_now) = before or seen, seen
         results.append(

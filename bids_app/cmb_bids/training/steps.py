@@ -27,6 +27,7 @@ import torch
 from cmb_bids.errors import BadData
 from cmb_bids.resnet import (
     CLASSES,
+    MIRRORED_AXES,
     Calibration,
     MicrobleedNet,
     calibrate,
@@ -300,7 +301,12 @@ class Judged:
     logits: np.ndarray
 
 
-def judge(contender: Contender, network: Network | None, paths: Sequence[Path]) -> list[Judged]:
+def judge(
+    contender: Contender,
+    network: Network | None,
+    paths: Sequence[Path],
+    mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES,
+) -> list[Judged]:
     """What a network says about the candidates of cases, one case in memory at a time."""
     judged = []
     for path in paths:
@@ -312,7 +318,7 @@ def judge(contender: Contender, network: Network | None, paths: Sequence[Path]) 
         if network is not None and len(found.labels):
             x, y, z = (slice(margin, -margin) for margin in MARGIN_VOXELS)
             seen = patches_seen(contender, found)[:, :, x, y, z].astype(np.float32)
-            logits = predict_logits(network, seen)
+            logits = predict_logits(network, seen, mirrors)
         found = dataclasses.replace(found, patches=np.zeros((0,), np.float16))
         case.candidates = {contender.kind: found}
         judged.append(Judged(case, found, logits))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmb_bids.resnet import MicrobleedNet
+from cmb_bids.resnet import MIRRORED_AXES, MicrobleedNet
 from cmb_bids.training.comparison import counts_of, paired, with_intervals
 from cmb_bids.training.contenders import CONTENDERS, new_network
 from cmb_bids.training.fit import FitConfig, fit
@@ -22,11 +22,15 @@ from cmb_bids.training.tune import Patches
 
 # Trained and calibrated as the shipped two-channel network is.
 LEARNER = CONTENDERS["microbleed-two-channel"]
+AS_IT_IS = ((),)  # no mirror images: a quarter of the time, for all that are compared alike
 MOST_KEPT = 6000  # patches to mix in while tuning
 
 
 def learn(
-    train: Sequence[Path], validation: Sequence[Path], config: FitConfig
+    train: Sequence[Path],
+    validation: Sequence[Path],
+    config: FitConfig,
+    mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES,
 ) -> tuple[MicrobleedNet, Patches]:
     """A network trained on some cases, calibrated on others, and some of what it learned from.
 
@@ -35,11 +39,13 @@ def learn(
     train, validation : sequence of path
         Files of simulated cases.
     config : FitConfig
+    mirrors : sequence of tuple
+        Of `cmb_bids.resnet.predict_logits`, for the calibration: those it will be judged with.
     """
     patches, labels = load_training(train, LEARNER)
     network, _ = fit(new_network(LEARNER, config.seed), patches, labels, config)
     assert isinstance(network, MicrobleedNet)
-    calibration, _ = calibrated(LEARNER, judge(LEARNER, network, validation))
+    calibration, _ = calibrated(LEARNER, judge(LEARNER, network, validation, mirrors))
     network.description = dataclasses.replace(network.description, calibration=calibration)
     rng = np.random.default_rng(config.seed)
     some = np.sort(rng.permutation(len(labels))[:MOST_KEPT])

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmb_bids.errors import BadData
-from cmb_bids.resnet import CLASSES, Calibration, MicrobleedNet, calibrate, predict_logits
+from cmb_bids.resnet import (
+    CLASSES,
+    MIRRORED_AXES,
+    Calibration,
+    MicrobleedNet,
+    calibrate,
+    predict_logits,
+)
 from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, fit
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, OTHER
 from cmb_bids.training.scoring import ScoredCase, choose_thresholds, fit_calibration, scored_case
@@ -183,13 +190,15 @@ def _even_weights(new: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.concatenate(weights)
 
 
-def _logits(network: MicrobleedNet, case: Case) -> np.ndarray:
+def _logits(
+    network: MicrobleedNet, case: Case, mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES
+) -> np.ndarray:
     """Logits (n, 3) of a case's candidates, without the margin kept for training."""
     x, y, z = (slice(margin, -margin) for margin in MARGIN_VOXELS)
     patches = case.candidates[KIND].patches
     if not len(patches):
         return np.zeros((0, len(CLASSES)), np.float32)
-    return predict_logits(network, patches[:, :, x, y, z].astype(np.float32))
+    return predict_logits(network, patches[:, :, x, y, z].astype(np.float32), mirrors)
 
 
 def _calibration(
@@ -229,7 +238,11 @@ def _calibrated_apart(
     return [judged[i] for i in range(len(cases))]
 
 
-def judged_before(network: MicrobleedNet, cases: Sequence[Case]) -> list[ScoredCase]:
+def judged_before(
+    network: MicrobleedNet,
+    cases: Sequence[Case],
+    mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES,
+) -> list[ScoredCase]:
     """The cases as the network does with the calibration it has."""
     calibration = network.description.calibration
-    return [_apply(case, _logits(network, case), calibration) for case in cases]
+    return [_apply(case, _logits(network, case, mirrors), calibration) for case in cases]
