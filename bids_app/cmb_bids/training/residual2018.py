@@ -55,7 +55,8 @@ class ResidualNet2018(nn.Module):
         """Logits (n, 3); that of calcification is low and constant."""
         middle = middle_of(patches.shape[2:], SHAPE)
         features = self.pooled(self.residual(self.stem(patches[:, :, *middle])))
-        hidden = functional.relu(self.hidden(features.flatten(1)))
+        # Leaky: ten plain rectifiers can all fall silent early, and the network learns no more.
+        hidden = functional.leaky_relu(self.hidden(features.flatten(1)), 0.1)
         microbleed, other = self.head(self.dropout(hidden)).unbind(dim=1)
         nothing = torch.full_like(microbleed, NO_EVIDENCE)
         logits = {"microbleed": microbleed, "calcification": nothing, "other": other}
