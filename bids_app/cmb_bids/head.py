@@ -14,6 +14,7 @@ FLOOR_FRACTION = 0.4  # likewise, where all eight corners are alike
 ALIKE = 1.5  # largest over smallest mean of the corners
 BRIGHT_FRACTION = 0.55  # of the surroundings' mean
 CORE_EROSIONS = 3
+PIECE_SHARE = 0.01  # of the largest piece of the head: smaller ones are noise or ghosts
 
 
 def coarse_steps(sizes_mm: np.ndarray, target_mm: float = COARSE_MM) -> tuple[int, int, int]:
@@ -133,9 +134,8 @@ def head_mask(
         # Averaging takes the spread of air away and leaves its mean.
         threshold = max(threshold, min(1.5 * air[0], 0.5 * bright))
     mask = coarse > threshold
-    mask = _largest(mask)
-    if fill:
-        mask = _filled(mask)
+    # Where air has a floor, skull and air look alike and the scalp is a piece of its own.
+    mask = _largest(_filled(large_pieces(mask)) if fill else mask)
     return spread(mask, steps, magnitude.shape), mask
 
 
@@ -181,6 +181,16 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     if n < 2:
         return mask
     return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+
+
+def large_pieces(mask: np.ndarray) -> np.ndarray:
+    """The largest piece and those of at least `PIECE_SHARE` of its size."""
+    labels, n = ndimage.label(mask)
+    if n < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return (sizes >= PIECE_SHARE * sizes.max())[labels]
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from cmb_bids.head import block_mean, coarse_steps, core_of_head, head_mask, spread
+from cmb_bids.head import block_mean, coarse_steps, core_of_head, head_mask, large_pieces, spread
 from cmb_bids.volumes import slice_axis, voxel_sizes
 
 # Standard deviation of a normal distribution over its median absolute deviation.
@@ -313,10 +313,8 @@ def _find_air(magnitude: np.ndarray, brain: np.ndarray, sizes_mm: np.ndarray) ->
     lit = coarse[coarse > 0]
     darkest = float(np.percentile(lit, 10)) if lit.size else 0.0
     head = coarse > max(AIR_SHARE_OF_BRAIN * signal, AIR_OVER_DARKEST * darkest)
-    # Single bright blocks are ghosts or noise; the head is the largest piece, brain included.
-    labels, count = ndimage.label(head | (block_mean(brain.astype(np.float32), steps) > 0))
-    if count > 1:
-        head = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    # Single bright blocks are ghosts or noise; a dark skull parts the scalp from the brain.
+    head = large_pieces(head | (block_mean(brain.astype(np.float32), steps) > 0))
     margin = np.ceil(MARGIN_MM / (sizes_mm * np.asarray(steps))).astype(int)
     for axis in range(3):
         head = ndimage.maximum_filter1d(head, 2 * int(margin[axis]) + 1, axis=axis)

@@ -174,6 +174,18 @@ def test_head_that_fills_the_grid_and_one_voxel():
     assert noise_level(np.zeros((4, 4, 4))) == (0.0, False)
 
 
+def test_the_scalp_belongs_to_the_head_where_air_is_as_bright_as_the_skull():
+    # Air at a third of tissue: a dark skull parts the scalp, a piece of its own, from the brain.
+    rng = np.random.default_rng(3)
+    shape, sizes = (88, 100, 40), np.array([2.0, 2.0, 4.0])
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) - [44, 50, 20]
+    radius = np.linalg.norm(grid * sizes / [75, 88, 75], axis=-1)
+    lit = (radius < 0.82) | ((radius > 0.92) & (radius < 1))
+    magnitude = np.where(lit, 1.0, 0.3) + rng.normal(0, 0.06, shape)
+    found, _ = head_mask(magnitude.astype(np.float32), sizes)
+    assert found.sum() == pytest.approx((radius < 1).sum(), rel=0.1)
+
+
 @pytest.mark.parametrize("coils", [1, 12])
 def test_the_air_of_many_coils_is_no_head(coils):
     # Sum of squares of many coils: air has a floor, a fifth of tissue, that is far from Rayleigh.

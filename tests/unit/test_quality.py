@@ -99,6 +99,13 @@ def test_a_ghost_is_found_in_its_strength_whatever_the_noise(noise):
     assert ghosting(image, brain) < 0.2 * 0.05
 
 
+def test_a_scalp_that_the_skull_parts_from_the_brain_is_no_ghost():
+    image, brain = head(noise=0.0)
+    floor = 0.3 + 0.05 * np.random.default_rng(1).standard_normal(SHAPE)  # of many coils
+    image = np.hypot(np.abs(image), np.abs(floor))
+    assert motion_ghosting(image.astype(np.float32), brain, AFFINE) < 0.02
+
+
 def test_a_ghost_is_looked_for_along_the_phase_encoding():
     image, brain = head(ghost=0.1)
     assert ghosting(image, brain, phase_encoding_axis=1) == ghosting(image, brain)
