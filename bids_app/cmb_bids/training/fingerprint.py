@@ -14,6 +14,7 @@ MODULES_BEHIND_IMAGES = (
     "simulate",
     "phase.py",
     "phase_scaling.py",
+    "unwrapping.py",
     "highpass.py",
     "swi.py",
     "intensity.py",
