@@ -24,7 +24,7 @@ from cmb_bids.simulate import SimulatedScan, simulate_scan
 from cmb_bids.swi import SwiConfig
 from cmb_bids.training.fingerprint import MODULES_BEHIND_IMAGES, fingerprint
 from cmb_bids.training.recipes import Recipe, draw_recipe
-from cmb_bids.training.shards import split_at
+from cmb_bids.training.shards import case_path, split_at
 from cmb_bids.volumes import voxel_sizes, written_whole
 
 BIAS_SIGMA_MM = 25.0
@@ -98,7 +98,7 @@ def process_case(index: int, seed: int, kept: Path | None = None) -> ProcessedCa
 def kept_path(folder: Path, index: int, seed: int) -> Path:
     """Where a processed case is kept; other code behind it, another file."""
     key = fingerprint({"seed": seed}, MODULES_BEHIND_IMAGES)
-    return folder / key / f"case-{index:05d}.npz"
+    return case_path(folder / key, index)
 
 
 def _cropped(case: ProcessedCase) -> ProcessedCase:
@@ -123,7 +123,6 @@ def _cropped(case: ProcessedCase) -> ProcessedCase:
 
 def _write_processed(case: ProcessedCase, path: Path) -> None:
     described = {"conditions": case.conditions, "truth": case.truth.to_dict("records")}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as beside:
         np.savez(
             beside,
