@@ -55,6 +55,8 @@ MARS_REGION = {
     32: "cerebellum",
 }
 
+IN_TISSUE, AT_BORDER_IN_TISSUE = 6, 4  # of seven places of a core
+
 
 @dataclass(frozen=True)
 class Lesion:
@@ -151,6 +153,7 @@ class Placer:
         self.base = regions % 100
         self.order = np.argsort(self.base.ravel(), kind="stable")
         self.edges = np.searchsorted(self.base.ravel()[self.order], np.arange(101))
+        self.border: np.ndarray | None = None
         self.taken: list[tuple[np.ndarray, float]] = []
 
     def voxel(self, point: np.ndarray) -> tuple[int, int, int]:
@@ -172,13 +175,23 @@ class Placer:
         index = np.array(np.unravel_index(flat, self.regions.shape))
         return (index + rng.uniform(-0.5, 0.5, 3)) * self.voxel_mm - self.half
 
-    def in_tissue(self, point: np.ndarray, radius_mm: float) -> bool:
-        """Most of the core lies in solid brain tissue."""
+    def at_border(self, rng: np.random.Generator) -> np.ndarray | None:
+        """A place in solid tissue within a voxel of fluid, dura or what lies outside the brain."""
+        if self.border is None:
+            solid = (self.base > 0) & (self.base != 41)
+            self.border = np.flatnonzero(solid & ~ndimage.binary_erosion(solid))
+        if not len(self.border):
+            return None
+        index = np.unravel_index(self.border[rng.integers(len(self.border))], self.base.shape)
+        return (np.array(index) + rng.uniform(-0.5, 0.5, 3)) * self.voxel_mm - self.half
+
+    def in_tissue(self, point: np.ndarray, radius_mm: float, least: int = IN_TISSUE) -> bool:
+        """Solid brain tissue at the centre and at ``least`` of it and six places of the core."""
         reach = max(0.8 * radius_mm, 0.7)
         steps = reach * np.vstack([np.eye(3), -np.eye(3)])
         labels = [self.region_at(point + step) for step in steps] + [self.region_at(point)]
         solid = [label > 0 and label % 100 != 41 for label in labels]
-        return solid[-1] and sum(solid) >= 6
+        return solid[-1] and sum(solid) >= least
 
     def is_free(self, point: np.ndarray, radius_mm: float) -> bool:
         return all(
@@ -204,8 +217,8 @@ def place_microbleeds(
 ) -> list[Lesion]:
     """Microbleeds of the subject, fewer than drawn only where no free tissue is found.
 
-    TBI lesions gather in one to three clusters at the grey-white junction; a tenth of all
-    microbleeds lie beside a vein.
+    TBI lesions gather in one to three clusters at the grey-white junction. Shares of all lie beside
+    a vein and at the border of the tissue, as ``spec`` says.
     """
     count = draw_count(spec, rng) if spec.microbleeds is None else spec.microbleeds
     lesions: list[Lesion] = []
@@ -220,16 +233,10 @@ def place_microbleeds(
         diameter = float(np.clip(np.exp(rng.normal(middle, spread)), 0.9, 6.0))
         chi = float(np.clip(np.exp(rng.normal(np.log(0.65), 0.45)), 0.25, 1.6))
         for _attempt in range(60):
-            if clusters and rng.random() < 0.65:
-                point = clusters[rng.integers(len(clusters))] + rng.normal(0, 9, 3)
-            elif len(vein_points) and rng.random() < 0.1:
-                point = vein_points[rng.integers(len(vein_points))] + rng.normal(0, 1.5, 3)
-            else:
-                site = placer.random_in_region(_choose_region(spec, rng), rng)
-                if site is None:
-                    continue
-                point = site
-            if placer.in_tissue(point, diameter / 2) and placer.is_free(point, diameter / 2):
+            point, least = _draw_site(spec, placer, clusters, vein_points, rng)
+            if point is None or not placer.in_tissue(point, diameter / 2, least):
+                continue
+            if placer.is_free(point, diameter / 2):
                 placer.take(point, diameter / 2)
                 region = placer.region_at(point)
                 lesions.append(
@@ -237,6 +244,23 @@ def place_microbleeds(
                 )
                 break
     return lesions
+
+
+def _draw_site(
+    spec: SubjectSpec,
+    placer: Placer,
+    clusters: list[np.ndarray],
+    vein_points: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray | None, int]:
+    """A place for a microbleed, and at how many of seven places its core must be tissue."""
+    if spec.microbleeds_at_border and rng.random() < spec.microbleeds_at_border:
+        return placer.at_border(rng), AT_BORDER_IN_TISSUE
+    if clusters and rng.random() < 0.65:
+        return clusters[rng.integers(len(clusters))] + rng.normal(0, 9, 3), IN_TISSUE
+    if len(vein_points) and rng.random() < spec.microbleeds_by_vein:
+        return vein_points[rng.integers(len(vein_points))] + rng.normal(0, 1.5, 3), IN_TISSUE
+    return placer.random_in_region(_choose_region(spec, rng), rng), IN_TISSUE
 
 
 def _calcified_chi(rng: np.random.Generator) -> float:

@@ -336,7 +336,9 @@ def simulate_scan(
 
     field_scale = protocol.field_strength_t / 3.0
     to_box = lambda points: template_to_world(pose, points) @ frame  # noqa: E731
-    vein_tree = veins.grow_veins(spec_rng(spec, 5), spec.vein_density, spec.vein_calibre)
+    vein_tree = veins.grow_veins(
+        spec_rng(spec, 5), spec.vein_density, spec.vein_calibre, spec.vein_thinning
+    )
     vein_tree = vein_tree.moved(to_box(vein_tree.points))
     artery_rng = spec_rng(spec, 6)
     artery_tree = veins.grow_arteries(artery_rng, spec.vein_calibre)

@@ -37,6 +37,8 @@ class SubjectSpec:
     microbleeds: int | None = None  # drawn from the group's distribution when None
     microbleed_diameter_mm: float = 2.1  # median of the core
     microbleed_diameter_spread: float = 0.42  # of its logarithm
+    microbleeds_by_vein: float = 0.1  # share of them
+    microbleeds_at_border: float = 0.0  # share of them at the surface of the brain's tissue
     head_scale: tuple[float, float, float] = (0.95, 0.95, 0.95)
     head_rotation_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
     head_shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -47,6 +49,7 @@ class SubjectSpec:
     vein_density: float = 1.0
     vein_calibre: float = 1.0
     vein_susceptibility_ppm: float = 0.43
+    vein_thinning: float = 1.0  # share of the loose ends of veins that thin out
     haematocrit_rate_per_s: float = 40.0
     bias: float = 0.3
     coil_phase_rad: float = 4.0
@@ -150,4 +153,5 @@ def sample_subject(
         ghost=float(rng.uniform(0.01, 0.04)) if rng.random() < 0.2 else 0.0,
         motion_mm=float(rng.uniform(0.2, 0.9)) if rng.random() < 0.15 else 0.0,
         flip_first_axis=bool(rng.random() < 0.5),
+        vein_thinning=float(rng.uniform(0.7, 1.0)),
     )

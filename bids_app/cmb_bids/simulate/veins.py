@@ -21,6 +21,7 @@ from cmb_bids.simulate.head import TISSUES, HeadModel, load_head
 
 GUIDE_SPACING_MM = 2.0
 STEP_MM = 0.5
+THINNING_MM = (4.0, 12.0)  # over which a vein that joins nothing thins out
 
 # Control points in template mm; names starting with "+" are mirrored to the other side.
 DEEP_VEINS: dict[str, tuple[list[tuple[float, float, float]], float, float]] = {
@@ -204,11 +205,12 @@ def _walk(
 ):
     """Correlated random walks from each seed down a potential.
 
-    Returns points (m, steps, 3) and the number of steps each walk took.
+    Returns points (m, steps, 3), the number of steps each walk took and whether it arrived.
     """
     count = len(seeds)
     points = np.zeros((count, steps, 3))
     taken = np.zeros(count, np.int64)
+    arrived = np.zeros(count, np.bool_)
     nx, ny, nz = potential.shape
     for walker in range(count):
         position = seeds[walker].copy()
@@ -223,6 +225,7 @@ def _walk(
             points[walker, step] = position
             taken[walker] = step + 1
             if potential[i, j, k] <= stop:
+                arrived[walker] = True
                 break
             # A walk that no longer descends circles round a minimum: a vein does not.
             if potential[i, j, k] < best:
@@ -245,7 +248,7 @@ def _walk(
             for axis in range(3):
                 heading[axis] /= norm
                 position[axis] += STEP_MM * heading[axis]
-    return points, taken
+    return points, taken, arrived
 
 
 def _grow(seeds, directions, potential, lengths, wander, pull, stop, rng, patience=24):
@@ -275,7 +278,12 @@ def _pick(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
     return chosen + rng.uniform(-1, 1, chosen.shape)
 
 
-def grow_veins(rng: np.random.Generator, density: float = 1.0, calibre: float = 1.0) -> VesselTree:
+def grow_veins(
+    rng: np.random.Generator,
+    density: float = 1.0,
+    calibre: float = 1.0,
+    thinning: float = 1.0,
+) -> VesselTree:
     """One subject's veins in template mm.
 
     Parameters
@@ -283,14 +291,18 @@ def grow_veins(rng: np.random.Generator, density: float = 1.0, calibre: float = 
     rng : Generator
     density, calibre : float
         Multipliers of the number of small veins and of every radius.
+    thinning : float
+        Share of the veins that thin out where they end without having reached a sinus or a
+        ventricle; the others end bluntly, as if cut.
     """
     guides = load_guides()
     chains: list[tuple[np.ndarray, np.ndarray]] = []
+    loose: list[bool] = []
     scale = lambda size: calibre * np.exp(rng.normal(0, 0.35, size))  # noqa: E731
 
     count = int(950 * density)
     lengths = rng.integers(30, 260, count)
-    points, taken = _grow(
+    points, taken, arrived = _grow(
         _pick(guides.pial_seeds, count, rng),
         guides.to_sinus,
         guides.sinus_distance,
@@ -305,10 +317,11 @@ def grow_veins(rng: np.random.Generator, density: float = 1.0, calibre: float = 
         grown = np.linspace(0, n * STEP_MM, n) if n else np.zeros(0)
         radius = 0.15 + 0.0065 * grown
         chains.append((path[:n], factor * np.minimum(radius, 0.9)))
+    loose += list(~arrived)
 
     count = int(420 * density)
     lengths = rng.integers(16, 90, count)
-    points, taken = _grow(
+    points, taken, arrived = _grow(
         _pick(guides.deep_white_seeds, count, rng),
         guides.to_ventricle,
         guides.ventricle_distance,
@@ -320,10 +333,11 @@ def grow_veins(rng: np.random.Generator, density: float = 1.0, calibre: float = 
     )
     for path, n, factor in zip(points, taken, scale(count), strict=True):
         chains.append((path[:n], factor * np.linspace(0.12, 0.34, max(n, 1))[:n]))
+    loose += list(~arrived)
 
     count = int(900 * density)
     lengths = rng.integers(8, 36, count)
-    points, taken = _grow(
+    points, taken, arrived = _grow(
         _pick(guides.superficial_seeds, count, rng),
         guides.to_fluid,
         guides.sinus_distance,
@@ -336,13 +350,36 @@ def grow_veins(rng: np.random.Generator, density: float = 1.0, calibre: float = 
     )
     for path, n, factor in zip(points, taken, scale(count), strict=True):
         chains.append((path[:n], factor * np.linspace(0.10, 0.24, max(n, 1))[:n]))
+    loose += list(~arrived)
 
-    chains += _named(DEEP_VEINS, rng, calibre)
-    chains += [
+    named = _named(DEEP_VEINS, rng, calibre)
+    named += [
         (points + 0.6 * _wobble(len(points), rng), calibre * radii)
         for points, radii in guides.sinuses
     ]
-    return VesselTree.join(chains)
+    return VesselTree.join(_thinned(chains, loose, thinning, rng) + named)
+
+
+def _thinned(
+    chains: list[tuple[np.ndarray, np.ndarray]],
+    loose: list[bool],
+    share: float,
+    rng: np.random.Generator,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The chains, a share of those with a loose end running out to nothing there.
+
+    A vein fades from an image where it gets narrower than the image can show; one that stops at
+    full width would look like a microbleed with a tail, which no vein does.
+    """
+    chosen = np.array(loose) & (rng.random(len(chains)) < share)
+    over = rng.uniform(*THINNING_MM, len(chains))
+    thinned = []
+    for (points, radii), thins, length in zip(chains, chosen, over, strict=True):
+        if thins:
+            to_end = STEP_MM * np.arange(len(radii))[::-1]
+            radii = radii * np.minimum(to_end / length, 1.0)
+        thinned.append((points, radii))
+    return thinned
 
 
 def grow_arteries(rng: np.random.Generator, calibre: float = 1.0) -> VesselTree:
