@@ -20,6 +20,7 @@ from scipy.spatial.distance import pdist
 from skimage.segmentation import watershed
 
 from cmb_bids.anatomy import Place, label_lesions, to_mni
+from cmb_bids.candidates import suppress_neighbours
 from cmb_bids.columns import LESION_COLUMNS
 from cmb_bids.moments import NO_PHASE, Phase, judge, measure_moments
 from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
@@ -75,6 +76,7 @@ class LesionConfig:
 
 
 # How two detections are told to be one lesion, and where a vessel that touches a lesion is cut.
+SAME_PLACE_MM = 3.0  # detections this near are one: networks learn from one candidate of a lesion
 ONE_LESION_DEPTH = 0.75  # no ridge shallower than this share of the shallower one's depth
 SHELL_FILL = 0.10  # a lesion fills at least this share of a spherical shell round its centre
 SHELL_MM = 1.0  # thickness of those shells, at least
@@ -572,7 +574,11 @@ def segment_lesions(
 def _keep_lesions(
     candidates: pd.DataFrame, probabilities: pd.DataFrame, definite: float, possible: float
 ) -> pd.DataFrame:
-    """Candidates that are lesions, the most probable first, ties by position."""
+    """Candidates that are lesions, the most probable first, ties by position.
+
+    One within `SAME_PLACE_MM` of a more probable one is left out: it is the same lesion, its halo
+    in the phase or what it touches, and drawn for itself it would be counted twice.
+    """
     wanted = ["index", "p_microbleed", "p_calcification"]
     found = candidates.merge(probabilities[wanted], on="index", validate="one_to_one")
     found["lesion_class"], found["certainty"] = decide_classes(found, definite, possible)
@@ -580,9 +586,12 @@ def _keep_lesions(
     found["probability"] = found["p_microbleed"].fillna(0.0).astype(float)
     found["p_calcification"] = found["p_calcification"].fillna(0.0).astype(float)
     found["likelier"] = found[["probability", "p_calcification"]].max(axis=1)
-    return found.sort_values(
+    found = found.sort_values(
         ["likelier", "x", "y", "z"], ascending=[False, True, True, True], kind="stable"
-    ).reset_index(drop=True)
+    )
+    points = found[["x", "y", "z"]].to_numpy(dtype=float)
+    kept = suppress_neighbours(points, found["likelier"].to_numpy(), SAME_PLACE_MM)
+    return found.iloc[kept].reset_index(drop=True)
 
 
 def _point_blob(point: np.ndarray, shape: tuple[int, ...]) -> Blob:

@@ -1,9 +1,10 @@
 """Small blocks of image around candidates, on one grid in mm whatever the acquisition.
 
-A patch is what the network sees of a candidate: 24 mm in every direction, enough for the largest
-microbleed that is counted (10 mm) with its dipole, and for a vein to leave the patch and so be
-recognised as one. Its grid, 0.75 x 0.75 x 2 mm, is that of a usual susceptibility-weighted scan:
-finer would invent detail across slices, coarser would lose lesions of 2 mm.
+A patch is what the network sees of a candidate: 18 x 18 x 20 mm, enough for the largest microbleed
+that is counted (10 mm) with its dipole, and for a vein to leave the patch and so be recognised as
+one. Its grid is 0.75 mm in the plane of a usual susceptibility-weighted scan and 1 mm across slices
+of 1.2 to 3 mm: a candidate lies anywhere between them, and a grid as coarse as the slices would mix
+two where a small lesion is in one.
 
 Patches lie along the voxel axes, permuted and flipped to the closest right-anterior-superior
 order, so that slices are never interpolated obliquely and the last axis is the one close to the
@@ -31,8 +32,8 @@ FEWEST_BRAIN_VOXELS = 50  # below this many the median of a patch says nothing a
 class PatchGeometry:
     """Grid of a patch: voxels and mm per voxel along right, anterior, superior."""
 
-    shape: tuple[int, int, int] = (32, 32, 12)
-    spacing_mm: tuple[float, float, float] = (0.75, 0.75, 2.0)
+    shape: tuple[int, int, int] = (24, 24, 20)
+    spacing_mm: tuple[float, float, float] = (0.75, 0.75, 1.0)
 
     def with_margin(self, voxels: tuple[int, int, int]) -> PatchGeometry:
         """The same grid with ``voxels`` more at both ends of each axis."""
@@ -61,7 +62,7 @@ def cut_patches(
     points_mm : (n, 3) array
         Centres, scanner mm.
     geometry : PatchGeometry, optional
-        Default: 32 x 32 x 12 voxels of 0.75 x 0.75 x 2 mm.
+        Default: 24 x 24 x 20 voxels of 0.75 x 0.75 x 1 mm.
 
     Returns
     -------

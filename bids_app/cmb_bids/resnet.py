@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -35,9 +36,10 @@ CONTRAST_ONLY = ("contrast",)
 CONTRAST_AND_PHASE = ("contrast", "highpass")
 SHIPPED = {CONTRAST_AND_PHASE: "microbleed-two-channel", CONTRAST_ONLY: "microbleed-one-channel"}
 PATCHES_PER_BATCH = 32
+RESIDUAL_BLOCKS = 5
 MIRRORED_AXES: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))  # right-left, back-front
-NEAR_SHAPE = (20, 20, 8)  # of the patch, looked at in full resolution
-FORMAT = "cmb-bids-resnet-2"
+LEAK = 0.1  # of the hidden rectifiers: ten plain ones can all fall silent, and nothing is learnt
+FORMAT = "cmb-bids-resnet-3"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class ModelDescription:
     """Everything about a network but its weights."""
 
     channels: tuple[str, ...] = CONTRAST_AND_PHASE
-    widths: tuple[int, int, int] = (16, 32, 64)
+    widths: tuple[int, int, int] = (8, 16, 22)
+    hidden: int = 10
     geometry: PatchGeometry = field(default_factory=PatchGeometry)
     calibration: Calibration = field(default_factory=Calibration)
     name: str = "untrained"
@@ -70,72 +73,52 @@ class ModelDescription:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a way round them.
+    """Two 3 x 3 x 3 convolutions and a way round them."""
 
-    The first has the given kernel and stride, the second is 3 x 3 x 3.
-    """
-
-    def __init__(self, inputs: int, outputs: int, stride: int, kernel: tuple[int, int, int]):
+    def __init__(self, width: int):
         super().__init__()
-        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        self.first = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
-        self.first_norm = nn.BatchNorm3d(outputs)
-        self.second = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
-        self.second_norm = nn.BatchNorm3d(outputs)
-        self.around: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.around = nn.Sequential(
-                nn.Conv3d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm3d(outputs)
-            )
+        self.first = nn.Conv3d(width, width, 3, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm3d(width)
+        self.second = nn.Conv3d(width, width, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm3d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, inputs, X, Y, Z) -> (n, outputs, X/stride, Y/stride, Z/stride)."""
+        """(n, width, X, Y, Z) -> the same shape."""
         y = functional.relu(self.first_norm(self.first(x)))
-        return functional.relu(self.second_norm(self.second(y)) + self.around(x))
+        return functional.relu(self.second_norm(self.second(y)) + x)
 
 
 class MicrobleedNet(nn.Module):
-    """Residual network on patches, (n, channels, 32, 32, 12) -> logits (n, 3).
+    """Residual network on patches, (n, channels, X, Y, Z) -> logits (n, 3).
 
-    It looks twice. *Near*: the middle of the patch (20 x 20 x 8 voxels, 15 x 15 x 16 mm) at full
-    resolution, for a small microbleed is a few voxels; *around*: the whole patch at half the
-    in-plane resolution, for what a vein is shows in where it goes. Pooled features alone would not
-    know whether a dark spot is the candidate or its neighbour, so the distance from the centre is
-    given as a channel, and the centre's features are handed on beside the mean.
+    Two convolutions at full resolution, for a small microbleed is a few voxels; residual blocks at
+    half of it; two wider convolutions, halved again; then two dense layers that know where in the
+    patch a feature lies, and so whether a dark spot is the candidate or its neighbour. The layout
+    and size are those of the network that Chen et al. described in 2018 (ISMRM, 0432).
     """
-
-    centre: Tensor
 
     def __init__(self, description: ModelDescription | None = None):
         super().__init__()
         self.description = description or ModelDescription()
         narrow, middle, wide = self.description.widths
-        inputs = len(self.description.channels) + 1
-        self.register_buffer("centre", _centre_channel(self.description.geometry), False)
-        self.near = nn.Sequential(
-            *convolved(inputs, narrow),
-            ResidualBlock(narrow, narrow, 1, (3, 3, 1)),
-            ResidualBlock(narrow, middle, 2, (3, 3, 3)),
-            ResidualBlock(middle, wide, 2, (3, 3, 3)),
+        channels = len(self.description.channels)
+        self.stem = nn.Sequential(
+            *convolved(channels, narrow), *convolved(narrow, narrow), nn.MaxPool3d(2)
         )
-        self.around = nn.Sequential(
-            nn.AvgPool3d((2, 2, 1)),
-            *convolved(inputs, narrow),
-            ResidualBlock(narrow, middle, 2, (3, 3, 3)),
-            ResidualBlock(middle, middle, 2, (3, 3, 3)),
+        self.residual = nn.Sequential(*(ResidualBlock(narrow) for _ in range(RESIDUAL_BLOCKS)))
+        self.pooled = nn.Sequential(
+            *convolved(narrow, middle), *convolved(middle, wide), nn.MaxPool3d(2)
         )
+        places = math.prod(n // 2 // 2 for n in self.description.geometry.shape)
+        self.hidden = nn.Linear(wide * places, self.description.hidden)
         self.dropout = nn.Dropout(0.3)
-        self.head = nn.Linear(2 * wide + middle, len(CLASSES))
+        self.head = nn.Linear(self.description.hidden, len(CLASSES))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Logits (n, 3) of patches (n, channels, X, Y, Z)."""
-        centre = self.centre.expand(len(patches), -1, -1, -1, -1)
-        seen = torch.cat([patches, centre], dim=1)
-        near = self.near(seen[:, :, *middle_of(seen.shape[2:], NEAR_SHAPE)])
-        at_centre = near[:, :, *middle_of(near.shape[2:], (3, 3, 2))].mean(dim=(2, 3, 4))
-        around = self.around(seen)
-        pooled = [near.mean(dim=(2, 3, 4)), at_centre, around.mean(dim=(2, 3, 4))]
-        return self.head(self.dropout(torch.cat(pooled, dim=1)))
+        features = self.pooled(self.residual(self.stem(patches)))
+        hidden = functional.leaky_relu(self.hidden(features.flatten(1)), LEAK)
+        return self.head(self.dropout(hidden))
 
 
 def middle_of(shape: Sequence[int], wanted: Sequence[int]) -> tuple[slice, ...]:
@@ -148,15 +131,6 @@ def convolved(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Modul
     """A 3 x 3 x 3 convolution that keeps the grid, normalisation, and what is positive."""
     convolution = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
     return convolution, nn.BatchNorm3d(outputs), nn.ReLU()
-
-
-def _centre_channel(geometry: PatchGeometry) -> Tensor:
-    """(1, 1, X, Y, Z): a Gaussian of 4 mm around the patch's centre."""
-    squared = torch.zeros(geometry.shape)
-    for axis, (count, spacing) in enumerate(zip(geometry.shape, geometry.spacing_mm, strict=True)):
-        offset = (torch.arange(count) - (count - 1) / 2) * spacing
-        squared += offset.reshape([-1 if a == axis else 1 for a in range(3)]) ** 2
-    return torch.exp(-squared / (2 * 4.0**2))[None, None]
 
 
 @dataclass(frozen=True)
@@ -247,6 +221,7 @@ def _description_from(metadata: dict[str, str]) -> ModelDescription:
     return ModelDescription(
         channels=tuple(content["channels"]),
         widths=tuple(content["widths"]),
+        hidden=int(content["hidden"]),
         geometry=PatchGeometry(tuple(geometry["shape"]), tuple(geometry["spacing_mm"])),
         calibration=Calibration(**calibration),
         name=content["name"],

@@ -157,6 +157,19 @@ def test_no_lesion_is_counted_without_a_trusted_brain_mask():
     assert not table["counted"].any()
 
 
+def test_what_lies_beside_a_surer_detection_is_not_counted_again():
+    """The halo of a lesion and a fold it touches were once called beside it (simulated scans)."""
+    image, points = draw(ISOTROPIC, [((0, 0, 0), 2.5), ((0, 0, 2.8), 1.5), ((9, 0, 0), 3)])
+    table, labels = segment(image, ISOTROPIC, points, microbleed=[0.6, 0.9, 0.7])
+    assert table["probability"].tolist() == [0.9, 0.7]
+    assert labels.max() == 2
+    # A calcification beside it is left out as well: a place is one thing or the other.
+    table, _ = segment(
+        image, ISOTROPIC, points, microbleed=[0.9, 0.1, 0.7], calcification=[0.05, 0.8, 0.1]
+    )
+    assert table["lesion_class"].tolist() == [MICROBLEED, MICROBLEED]
+
+
 def test_two_detections_of_one_lesion_become_one_row_with_the_likelier_probability():
     image, points = draw(UK_BIOBANK, [((0, 0, 0), 8.0)])
     twice = points[0] + np.array([[-2.0, 0, 0], [2.0, 0, 0]])

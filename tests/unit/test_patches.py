@@ -57,7 +57,8 @@ def test_dark_ball_is_in_the_middle_with_its_size():
     image = np.where(distance < 4, 0.2, 1.0)
     patch = cut_patches([image], affine, centre_mm)[0, 0]
     dark = 1 - patch
-    assert patch[15:17, 15:17, 5:7].max() < 0.3
+    middle = tuple(slice(n // 2 - 1, n // 2 + 1) for n in GEOMETRY.shape)
+    assert patch[middle].max() < 0.3
     centroid = [
         np.average(np.arange(n), weights=dark.sum(tuple({0, 1, 2} - {a})))
         for a, n in enumerate(patch.shape)
@@ -80,7 +81,7 @@ def test_edges_are_continued_and_far_points_do_not_fail():
     image = np.full((12, 12, 4), 7, dtype=np.int16)
     points = voxel_to_world(affine, [[0, 0, 0], [11, 11, 3], [500, -500, 90]])
     patches = cut_patches([image, image], affine, points)
-    assert patches.shape == (3, 2, 32, 32, 12)
+    assert patches.shape == (3, 2, *GEOMETRY.shape)
     assert patches.dtype == np.float32
     np.testing.assert_allclose(patches, 7, rtol=1e-5)
 
@@ -95,7 +96,7 @@ def test_no_candidates_and_no_finite_values():
     affine = np.eye(4)
     image = np.full((8, 8, 8), np.nan, dtype=np.float32)
     none = classifier_patches(image, image, image > 0, affine, np.zeros((0, 3)))
-    assert none.shape == (0, 2, 32, 32, 12)
+    assert none.shape == (0, 2, *GEOMETRY.shape)
     one = classifier_patches(image, image, image > 0, affine, np.zeros((1, 3)))
     assert np.isfinite(one).all()
 
@@ -144,7 +145,8 @@ def test_margin_surrounds_the_same_patch():
     image = rng.normal(size=(60, 60, 20)).astype(np.float32)
     points = voxel_to_world(affine, [[30, 30, 10]])
     wide = cut_patches([image], affine, points, GEOMETRY.with_margin((2, 2, 1)))
-    assert wide.shape == (1, 1, 36, 36, 14)
+    x, y, z = GEOMETRY.shape
+    assert wide.shape == (1, 1, x + 4, y + 4, z + 2)
     narrow = cut_patches([image], affine, points)
     np.testing.assert_allclose(wide[:, :, 2:-2, 2:-2, 1:-1], narrow, atol=1e-5)
 

@@ -130,7 +130,7 @@ def test_shipped_weights_load_and_know_a_dark_ball(channels):
 def test_a_mirrored_patch_gets_the_same_scores():
     torch.manual_seed(0)
     network = MicrobleedNet().eval()
-    patches = np.random.default_rng(0).normal(0, 1, (3, 2, 32, 32, 12)).astype(np.float32)
+    patches = patches_of(3)
     mirrored = np.ascontiguousarray(patches[:, :, ::-1])
     np.testing.assert_allclose(
         predict_logits(network, patches), predict_logits(network, mirrored), atol=1e-5

@@ -47,20 +47,64 @@ def scan():
 # --- physics ---------------------------------------------------------------------------------
 
 
+def shares_of_a_sphere(shape, voxel_mm, radius_mm, samples=4):
+    """How much of each voxel a sphere round the grid's middle fills, and the voxels' centres."""
+    offsets = (np.arange(samples) - (samples - 1) / 2) / samples
+    fine = [
+        ((np.arange(n) - n // 2)[:, None] + offsets).ravel() * v
+        for n, v in zip(shape, voxel_mm, strict=True)
+    ]
+    squared = sum(
+        axis.reshape([-1 if a == i else 1 for a in range(3)]) ** 2 for i, axis in enumerate(fine)
+    )
+    x, y, z = shape
+    inside = (squared <= radius_mm**2).reshape(x, samples, y, samples, z, samples)
+    _, points = sphere(shape, voxel_mm, radius_mm)
+    return inside.mean(axis=(1, 3, 5)).astype(np.float32), points
+
+
 @pytest.mark.parametrize("tilt_deg", [0, 30, 90])
 @pytest.mark.parametrize("voxel_mm", [(1.0, 1.0, 1.0), (0.8, 1.0, 1.5)])
 def test_the_field_of_a_sphere_is_the_closed_form(tilt_deg, voxel_mm):
     b0 = np.array([np.sin(np.deg2rad(tilt_deg)), 0, np.cos(np.deg2rad(tilt_deg))])
-    shape = (96, 96, 80)
-    source, points = sphere(shape, voxel_mm, 6.0, 0.5)
-    field = physics.dipole_field(torch.from_numpy(source), voxel_mm, b0).numpy()
-    # The voxelised sphere's own volume, or its staircase would count as an error of the field.
-    radius = (3 * source.astype(bool).sum() * np.prod(voxel_mm) / (4 * np.pi)) ** (1 / 3)
-    expected = physics.sphere_field(points, radius, 0.5, b0)
+    share, points = shares_of_a_sphere((96, 96, 80), voxel_mm, 6.0)
+    field = physics.dipole_field(torch.from_numpy(0.5 * share), voxel_mm, b0).numpy()
+    expected = physics.sphere_field(points, 6.0, 0.5, b0)
     distance = np.linalg.norm(points, axis=-1)
     shell = (distance > 9) & (distance < 18)
     assert np.abs(field - expected)[shell].max() < 0.03 * np.abs(expected).max()
     assert abs(field[distance < 4].mean()) < 0.02 * 0.5
+
+
+@pytest.mark.parametrize("tilt_deg", [0, 25])
+def test_the_field_beside_a_small_microbleed_is_nearly_at_its_strength(tilt_deg):
+    b0 = np.array([np.sin(np.deg2rad(tilt_deg)), 0, np.cos(np.deg2rad(tilt_deg))])
+    voxel_mm = (0.4, 0.4, 0.75)  # of the grid UK Biobank scans are simulated on
+    share, points = shares_of_a_sphere((60, 60, 32), voxel_mm, 1.0)
+    field = physics.dipole_field(torch.from_numpy(share), voxel_mm, b0).numpy()
+    expected = physics.sphere_field(points, 1.0, 1.0, b0)
+    distance = np.linalg.norm(points, axis=-1)
+    beside = (distance > 1.2) & (distance < 3)
+    strength = (field * expected)[beside].sum() / (expected**2)[beside].sum()
+    assert strength == pytest.approx(1, abs=0.12)
+
+
+def test_what_the_fine_grid_averages_is_undone():
+    """A point's transform is flat: so is what is acquired of it, whatever the grid's fineness."""
+    matrix = (8, 8, 4)
+    for factor in (1, 2, 3):
+        fine = tuple(factor * n for n in matrix)
+        image = torch.zeros(fine, dtype=torch.complex64)
+        image[2 * factor, 3 * factor, factor] = 1
+        spectrum = physics.acquire(
+            lambda start, stop, image=image: image[start:stop], fine, matrix, torch.device("cpu")
+        ).abs()
+        # At a voxel's centre the grid says only that the point lies somewhere in its voxel.
+        averaged = [
+            np.sinc(np.fft.fftfreq(n, 1 / n) / m) for n, m in zip(matrix, fine, strict=True)
+        ]
+        flat = spectrum.numpy() * np.einsum("i,j,k->ijk", *averaged)
+        assert np.allclose(flat, flat[0, 0, 0], rtol=1e-4)
 
 
 def test_paramagnetic_poles_are_positive_and_the_equator_negative():
@@ -162,6 +206,25 @@ def test_veins_are_many_and_differ_among_subjects():
     steps = np.diff(a.points, axis=0)
     turns = (steps[:-1] * steps[1:]).sum(axis=1)
     assert np.median(turns) > 0.8 * veins.STEP_MM**2  # curved, not jagged
+
+
+def ends_of(tree):
+    return np.array([tree.radii[stop - 1] for stop in tree.starts[1:]])
+
+
+def test_loose_ends_of_veins_thin_out_and_nothing_else_changes():
+    blunt = veins.grow_veins(np.random.default_rng(1), thinning=0.0)
+    thin = veins.grow_veins(np.random.default_rng(1), thinning=1.0)
+    half = veins.grow_veins(np.random.default_rng(1), thinning=0.5)
+    assert np.array_equal(blunt.points, thin.points)
+    assert (thin.radii <= blunt.radii).all()
+    assert (ends_of(blunt) > 0.05).all()
+    ended = ends_of(thin) == 0
+    assert 0.5 < ended.mean() < 1  # those that reach a sinus or a ventricle do not thin out
+    assert 0.3 < (ends_of(half)[ended] == 0).mean() < 0.7
+    # Far from the loose end a vein is what it was.
+    first = thin.starts[:-1][np.diff(thin.starts) > 2 * veins.THINNING_MM[1] / veins.STEP_MM]
+    assert np.array_equal(thin.radii[first], blunt.radii[first])
 
 
 def blob(**changes):

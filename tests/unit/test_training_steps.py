@@ -12,6 +12,7 @@ from PIL import Image
 from toys import toy_case
 
 from cmb_bids.errors import BadData
+from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import load_model
 from cmb_bids.training import accuracy, card, comparison, failures, jobs, steps
 from cmb_bids.training.contenders import CONTENDERS, REFERENCE, new_network, strengths, targets
@@ -231,7 +232,7 @@ def test_the_network_of_2018_is_of_its_size_and_knows_two_classes():
     contender = CONTENDERS["residual-2018"]
     network = new_network(contender, 0).eval()
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(47_000, rel=0.02)
-    logits = network(torch.randn(2, 1, 32, 32, 12))
+    logits = network(torch.randn(2, 1, *PatchGeometry().shape))
     assert (logits[:, 1] < logits[:, 0] - 5).all()
     np.testing.assert_array_equal(targets(contender, np.array([0, 1, 2, -1])), [0, 2, 2, -1])
 

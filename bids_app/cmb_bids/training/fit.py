@@ -28,7 +28,7 @@ Network = MicrobleedNet | ResidualNet2018
 
 log = logging.getLogger(__name__)
 
-MARGIN_VOXELS = (2, 2, 1)  # stored around each patch, so that it can be shifted
+MARGIN_VOXELS = (2, 2, 2)  # stored around each patch, so that it can be shifted
 CLASS_SHARES = (0.30, 0.20, 0.50)  # of a batch; candidates are nine tenths 'other'
 LAYOUT = torch.channels_last_3d  # a third faster on CPUs
 
@@ -211,7 +211,7 @@ def fit(
     ----------
     network : MicrobleedNet or ResidualNet2018
         Where to start from; its description says what the channels are.
-    patches : (n, channels, X + 4, Y + 4, Z + 2) float16 or float32 array
+    patches : (n, channels, X + 4, Y + 4, Z + 4) float16 or float32 array
         Cut with the network's geometry and `MARGIN_VOXELS` around.
     labels : (n,) integer array
         0 microbleed, 1 calcification, 2 other; negative ones are not used.

@@ -5,8 +5,8 @@ their abstract ISMRM 2018, 0432: patches of 16 x 16 x 8 voxels of SWI alone, fiv
 two rounds of convolution, convolution and max-pooling, two fully connected layers, microbleed or
 not, about 47,000 weights. The order and widths of the layers are not published: those here are
 chosen to that size (47,538 weights). Their voxels were 0.47 x 0.47 x 2 mm; here the patch is the
-middle of ours, 0.75 x 0.75 x 2 mm, so that it shows 12 x 12 x 16 mm. Trained and calibrated as all
-networks here are.
+middle of ours, averaged to 0.75 x 0.75 x 2 mm, so that it shows 12 x 12 x 16 mm. Trained and
+calibrated as all networks here are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch.nn import functional
 from cmb_bids.resnet import (
     CLASSES,
     CONTRAST_ONLY,
+    LEAK,
+    RESIDUAL_BLOCKS,
     ModelDescription,
     ResidualBlock,
     convolved,
@@ -25,9 +27,9 @@ from cmb_bids.resnet import (
 )
 
 SHAPE = (16, 16, 8)
+SLICES_AVERAGED = (1, 1, 2)
 WIDTHS = (8, 16, 22)
 HIDDEN = 10
-RESIDUAL_LAYERS = 5
 NO_EVIDENCE = -20.0  # logit of calcification: this network does not know that class
 
 
@@ -41,9 +43,7 @@ class ResidualNet2018(nn.Module):
         self.stem = nn.Sequential(
             *convolved(1, narrow), *convolved(narrow, narrow), nn.MaxPool3d((2, 2, 1))
         )
-        self.residual = nn.Sequential(
-            *(ResidualBlock(narrow, narrow, 1, (3, 3, 3)) for _ in range(RESIDUAL_LAYERS))
-        )
+        self.residual = nn.Sequential(*(ResidualBlock(narrow) for _ in range(RESIDUAL_BLOCKS)))
         self.pooled = nn.Sequential(
             *convolved(narrow, middle), *convolved(middle, wide), nn.MaxPool3d(2)
         )
@@ -53,10 +53,10 @@ class ResidualNet2018(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Logits (n, 3); that of calcification is low and constant."""
-        middle = middle_of(patches.shape[2:], SHAPE)
-        features = self.pooled(self.residual(self.stem(patches[:, :, *middle])))
-        # Leaky: ten plain rectifiers can all fall silent early, and the network learns no more.
-        hidden = functional.leaky_relu(self.hidden(features.flatten(1)), 0.1)
+        thick = functional.avg_pool3d(patches, SLICES_AVERAGED)
+        middle = middle_of(thick.shape[2:], SHAPE)
+        features = self.pooled(self.residual(self.stem(thick[:, :, *middle])))
+        hidden = functional.leaky_relu(self.hidden(features.flatten(1)), LEAK)
         microbleed, other = self.head(self.dropout(hidden)).unbind(dim=1)
         nothing = torch.full_like(microbleed, NO_EVIDENCE)
         logits = {"microbleed": microbleed, "calcification": nothing, "other": other}
