@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ CONTRAST_AND_PHASE = ("contrast", "highpass")
 SHIPPED = {CONTRAST_AND_PHASE: "microbleed-two-channel", CONTRAST_ONLY: "microbleed-one-channel"}
 PATCHES_PER_BATCH = 32
 RESIDUAL_BLOCKS = 5
-MIRRORED_AXES: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))  # right-left, back-front
+# Right-left, back-front, up-down and all their combinations.
+MIRRORED_AXES: tuple[tuple[int, ...], ...] = tuple(
+    axes for count in range(4) for axes in combinations((2, 3, 4), count)
+)
 LEAK = 0.1  # of the hidden rectifiers: ten plain ones can all fall silent, and nothing is learnt
 FORMAT = "cmb-bids-resnet-3"
 
@@ -255,8 +259,8 @@ def predict_logits(
 ) -> np.ndarray:
     """Uncalibrated scores (n, 3) of patches (n, channels, X, Y, Z).
 
-    The mean over the patch and its in-plane mirror images, which show the same lesion: what the
-    network makes of the side a vein lies on should not decide. ``mirrors`` are the axes flipped for
+    The mean over the patch and its mirror images, which show the same lesion: what the network
+    makes of the side a vein lies on should not decide. ``mirrors`` are the axes flipped for
     each of them.
     """
     batches = range(0, len(patches), PATCHES_PER_BATCH)
