@@ -16,7 +16,8 @@ def toy_patches(n, channels, rng):
     patches = rng.normal(0, 0.05, (n, channels, *STORED)).astype(np.float32)
     patches[:, 0] += 1
     x, y, z = (np.arange(s) - (s - 1) / 2 for s in STORED)
-    ball = (x[:, None, None] ** 2 + y[:, None] ** 2 + (z * 2.7) ** 2) < 16
+    flatter = PatchGeometry().spacing_mm[2] / PatchGeometry().spacing_mm[0]
+    ball = (x[:, None, None] ** 2 + y[:, None] ** 2 + (z * flatter) ** 2) < 16
     line = np.broadcast_to((x[:, None, None] ** 2 + y[:, None] ** 2) < 6, STORED)
     for patch, label in zip(patches, labels, strict=True):
         patch[0][line if label == 2 else ball] = 0.2
