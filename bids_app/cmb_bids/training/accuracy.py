@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmb_bids.errors import CmbError
+from cmb_bids.patches import PatchGeometry
 from cmb_bids.training.card import METRIC_NAMES, compared, interval, shown, table
 from cmb_bids.volumes import read_json, write_text
 
@@ -130,6 +131,8 @@ def calcification(comparison: Mapping[str, Any]) -> str:
 
 def what_fails(failures: Mapping[str, Any], picture: str) -> str:
     """Counts of misses and false alarms by kind, and the picture."""
+    patch = PatchGeometry()
+    wide, high = (n * mm for n, mm in zip(patch.shape[:2], patch.spacing_mm[:2], strict=True))
     counts = failures["counts"]
     lines = [
         f"`{failures['model']}` at its definite threshold ({shown(failures['threshold'])}), "
@@ -141,8 +144,8 @@ def what_fails(failures: Mapping[str, Any], picture: str) -> str:
         "",
         f"![Misses and false alarms on simulated test cases]({picture})",
         "",
-        "*24 x 24 mm around each candidate, anterior up; SWI above, high-passed phase (black "
-        "-1.5, white +1.5 rad) below. Misses without a candidate cannot be shown. Drawn by the "
+        f"*{wide:g} x {high:g} mm around each candidate, anterior up; SWI above, high-passed phase "
+        "(black -1.5, white +1.5 rad) below. Misses without a candidate cannot be shown. Drawn by the "
         "training workflow (rule `failures`).*",
     ]
     return "\n".join(lines)
