@@ -145,8 +145,8 @@ def what_fails(failures: Mapping[str, Any], picture: str) -> str:
         f"![Misses and false alarms on simulated test cases]({picture})",
         "",
         f"*{wide:g} x {high:g} mm around each candidate, anterior up; SWI above, high-passed phase "
-        "(black -1.5, white +1.5 rad) below. Misses without a candidate cannot be shown. Drawn by the "
-        "training workflow (rule `failures`).*",
+        "(black -1.5, white +1.5 rad) below. Misses without a candidate cannot be shown. Drawn by "
+        "the training workflow (rule `failures`).*",
     ]
     return "\n".join(lines)
 
