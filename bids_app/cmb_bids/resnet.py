@@ -104,17 +104,10 @@ class MicrobleedNet(nn.Module):
     def __init__(self, description: ModelDescription | None = None):
         super().__init__()
         self.description = description or ModelDescription()
-        narrow, middle, wide = self.description.widths
         channels = len(self.description.channels)
-        self.stem = nn.Sequential(
-            *convolved(channels, narrow), *convolved(narrow, narrow), nn.MaxPool3d(2)
-        )
-        self.residual = nn.Sequential(*(ResidualBlock(narrow) for _ in range(RESIDUAL_BLOCKS)))
-        self.pooled = nn.Sequential(
-            *convolved(narrow, middle), *convolved(middle, wide), nn.MaxPool3d(2)
-        )
+        self.stem, self.residual, self.pooled = trunk(channels, self.description.widths, (2, 2, 2))
         places = math.prod(n // 2 // 2 for n in self.description.geometry.shape)
-        self.hidden = nn.Linear(wide * places, self.description.hidden)
+        self.hidden = nn.Linear(self.description.widths[-1] * places, self.description.hidden)
         self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(self.description.hidden, len(CLASSES))
 
@@ -125,10 +118,21 @@ class MicrobleedNet(nn.Module):
         return self.head(self.dropout(hidden))
 
 
-def middle_of(shape: Sequence[int], wanted: Sequence[int]) -> tuple[slice, ...]:
-    """Slices of the middle ``wanted`` voxels of a grid of ``shape``; all of it where it is less."""
-    starts = [max(have - want, 0) // 2 for have, want in zip(shape, wanted, strict=True)]
-    return tuple(slice(first, have - first) for first, have in zip(starts, shape, strict=True))
+def trunk(
+    channels: int, widths: tuple[int, int, int], first_pooling: tuple[int, int, int]
+) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+    """What comes before the dense layers: at full resolution, residual, and widened.
+
+    The first ends in max-pooling by ``first_pooling``, the last by two along each axis.
+    """
+    narrow, middle, wide = widths
+    stem = (*convolved(channels, narrow), *convolved(narrow, narrow))
+    residual = (ResidualBlock(narrow) for _ in range(RESIDUAL_BLOCKS))
+    return (
+        nn.Sequential(*stem, nn.MaxPool3d(first_pooling)),
+        nn.Sequential(*residual),
+        nn.Sequential(*convolved(narrow, middle), *convolved(middle, wide), nn.MaxPool3d(2)),
+    )
 
 
 def convolved(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -11,6 +11,8 @@ calibrated as all networks here are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,11 +21,8 @@ from cmb_bids.resnet import (
     CLASSES,
     CONTRAST_ONLY,
     LEAK,
-    RESIDUAL_BLOCKS,
     ModelDescription,
-    ResidualBlock,
-    convolved,
-    middle_of,
+    trunk,
 )
 
 SHAPE = (16, 16, 8)
@@ -39,15 +38,8 @@ class ResidualNet2018(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.description = ModelDescription(channels=CONTRAST_ONLY, name="residual-2018")
-        narrow, middle, wide = WIDTHS
-        self.stem = nn.Sequential(
-            *convolved(1, narrow), *convolved(narrow, narrow), nn.MaxPool3d((2, 2, 1))
-        )
-        self.residual = nn.Sequential(*(ResidualBlock(narrow) for _ in range(RESIDUAL_BLOCKS)))
-        self.pooled = nn.Sequential(
-            *convolved(narrow, middle), *convolved(middle, wide), nn.MaxPool3d(2)
-        )
-        self.hidden = nn.Linear(wide * 4 * 4 * 4, HIDDEN)
+        self.stem, self.residual, self.pooled = trunk(1, WIDTHS, (2, 2, 1))
+        self.hidden = nn.Linear(WIDTHS[-1] * 4 * 4 * 4, HIDDEN)
         self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(HIDDEN, 2)
 
@@ -61,3 +53,9 @@ class ResidualNet2018(nn.Module):
         nothing = torch.full_like(microbleed, NO_EVIDENCE)
         logits = {"microbleed": microbleed, "calcification": nothing, "other": other}
         return torch.stack([logits[name] for name in CLASSES], dim=1)
+
+
+def middle_of(shape: Sequence[int], wanted: Sequence[int]) -> tuple[slice, ...]:
+    """Slices of the middle ``wanted`` voxels of a grid of ``shape``; all of it where it is less."""
+    starts = [max(have - want, 0) // 2 for have, want in zip(shape, wanted, strict=True)]
+    return tuple(slice(first, have - first) for first, have in zip(starts, shape, strict=True))
