@@ -23,6 +23,7 @@ from cmb_bids.columns import (
 )
 from cmb_bids.lesions import DEFINITE, POSSIBLE
 from cmb_bids.quality import QualityConfig, find_reasons
+from cmb_bids.same_lesion import SAME_PLACE_MM, reach_mm
 
 LOBAR, DEEP, INFRATENTORIAL = "lobar", "deep", "infratentorial"
 
@@ -33,13 +34,6 @@ UNSURE_POLARITY = {
     "conflicting": "head and veins disagree about the sign of the phase; the clearer was believed",
 }
 EXCEEDANCES = {"p_ge_1": 1, "p_ge_2": 2, "p_gt_4": 5, "p_gt_10": 11}  # P(count >= this)
-
-# When a candidate is part of a lesion: the rule by which the network's training ignored the
-# second candidate on one lesion (`cmb_bids.training.labels`), for its probabilities, too, are
-# those of candidates that are not.
-NEAREST_MM = 3.0
-FARTHEST_MM = 5.0
-BEYOND_EDGE_MM = 1.5
 
 
 def poisson_binomial(probabilities: Iterable[float]) -> np.ndarray:
@@ -195,13 +189,11 @@ def chances_of_microbleeds(lesions: pd.DataFrame, candidates: pd.DataFrame) -> n
     points = found[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
     chances = np.nan_to_num(found["p_microbleed"].to_numpy(dtype=float))
     centres = lesions[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
-    reach = np.clip(
-        lesions["diameter_mm"].to_numpy(dtype=float) / 2 + BEYOND_EDGE_MM, NEAREST_MM, FARTHEST_MM
-    )
+    reach = reach_mm(lesions["diameter_mm"].to_numpy(dtype=float))
     free = ~(cdist(points, centres) <= reach).any(axis=1)
     kept: list[int] = []
     for here in np.flatnonzero(free & (chances > 0)):
-        if not kept or np.linalg.norm(points[kept] - points[here], axis=1).min() > NEAREST_MM:
+        if not kept or np.linalg.norm(points[kept] - points[here], axis=1).min() > SAME_PLACE_MM:
             kept.append(int(here))
     return np.concatenate([listed, chances[kept]])
 

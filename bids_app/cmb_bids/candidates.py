@@ -11,8 +11,10 @@ lesions from their mimics is the network's work. The rule, in full, is in docs/c
    radial symmetry, its depth against its surroundings, how *enclosed* it is (a lesion is darker
    than its surroundings in nearly all directions, a vessel is as dark as itself in two of them),
    its curvatures, and how well the phase around fits a dipole.
-4. Rank by a small learnt function of these (`cmb_bids.candidate_ranking`), merge neighbours, keep
-   the best ``maximum_candidates``.
+4. Rank by a small learnt function of these (`cmb_bids.candidate_ranking`) and keep the best
+   ``maximum_places``.
+5. Look at those with a small network (`cmb_bids.screening`), merge neighbours, keep the likeliest
+   ``maximum_candidates``.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from cmb_bids.place_features import (
     fill_outside,
     sample,
 )
+from cmb_bids.screening import lesion_log_odds
 from cmb_bids.volumes import b0_direction, voxel_sizes, voxel_to_world
 
 COLUMNS = ("index", "name", "x", "y", "z", "i", "j", "k", "score", "radius_mm", "contrast")
@@ -50,13 +53,14 @@ COLUMNS_DESCRIBED: dict[str, dict[str, str]] = {
     "j": {"Description": "Position along the second voxel axis, from 0, fractional"},
     "k": {"Description": "Position along the third voxel axis, from 0, fractional"},
     "score": {
-        "Description": "Rank score of the learnt ranking, higher is likelier a lesion; no unit"
+        "Description": "Logarithm of the odds of being a lesion of either kind, by screening"
     },
     "radius_mm": {"Description": "Radius at which the symmetry is strongest", "Units": "mm"},
     "contrast": {"Description": "Contrast the candidate was found in: magnitude, swi or phase"},
 }
 
 SAME_SPOT_MM = 0.6  # places nearer than this are described once
+SAME_DARK_SPOT_MM = 1.2  # and nearer than this the network looks at the better ranked one alone
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class CandidateConfig:
         Candidates closer than this are one.
     maxima_per_contrast : int
         Local maxima of each contrast that are described and ranked.
+    maximum_places : int
+        Places, the best ranked ones, that the screening network looks at.
     maximum_candidates : int
         Candidates kept per scan.
     """
@@ -96,6 +102,7 @@ class CandidateConfig:
     mask_dilation_mm: float = 2.0
     merge_distance_mm: float = 2.5
     maxima_per_contrast: int = 2000
+    maximum_places: int = 1500
     maximum_candidates: int = 150
 
 
@@ -318,6 +325,7 @@ def find_candidates(
     swi: np.ndarray | None = None,
     highpass: np.ndarray | None = None,
     config: CandidateConfig | None = None,
+    threads: int | None = None,
 ) -> pd.DataFrame:
     """Places that could be a microbleed or a calcification, best first.
 
@@ -334,6 +342,8 @@ def find_candidates(
     highpass : (x, y, z) array, optional
         High-pass filtered phase in radians, wrapped or not.
     config : CandidateConfig, optional
+    threads : int, optional
+        CPU threads of the screening network; default: as many as torch is set to.
 
     Returns
     -------
@@ -348,32 +358,65 @@ def find_candidates(
         Images and mask differ in shape.
     """
     config = config or CandidateConfig()
-    best = rank_places(propose_places(normalized, mask, affine, swi, highpass, config), config)
+    places = propose_places(normalized, mask, affine, swi, highpass, config)
+    best = choose_candidates(places, normalized, mask, affine, swi, highpass, config, threads)
     return empty_candidates() if best.empty else best[list(COLUMNS)]
 
 
-def rank_places(table: pd.DataFrame, config: CandidateConfig) -> pd.DataFrame:
-    """Order places by their score, merge neighbours, keep the best.
+def choose_candidates(
+    places: pd.DataFrame,
+    normalized: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    swi: np.ndarray | None,
+    highpass: np.ndarray | None,
+    config: CandidateConfig,
+    threads: int | None = None,
+) -> pd.DataFrame:
+    """The likeliest of the places: ranked, screened, merged.
 
     Parameters
     ----------
-    table : DataFrame
+    places : DataFrame
         As `propose_places` returns it; may be empty.
-    config : CandidateConfig
+    normalized, mask, affine, swi, highpass, config, threads
+        As `find_candidates`.
 
     Returns
     -------
     DataFrame
         The kept rows, best first, with ``index``, ``name`` and ``score`` added.
     """
-    if table.empty:
-        return table
-    ranking = load_ranking(WITH_PHASE if "symmetry_phase" in table else MAGNITUDE_ALONE)
-    table = table.assign(score=ranking.score(table))
-    points = table[["x", "y", "z"]].to_numpy()
-    kept = suppress_neighbours(points, table["score"].to_numpy(), config.merge_distance_mm)
-    best = table.iloc[kept[: config.maximum_candidates]].reset_index(drop=True)
+    if places.empty:
+        return places
+    ranked = rank_places(places, config)
+    with_phase = swi is not None and highpass is not None
+    odds = lesion_log_odds(
+        swi if swi is not None and with_phase else normalized,
+        highpass if with_phase else None,
+        mask,
+        affine,
+        ranked[["x", "y", "z"]].to_numpy(),
+        ranked["score"].to_numpy(),
+        threads,
+    )
+    ranked = ranked.assign(score=odds)
+    best = merged(ranked, config.merge_distance_mm, config.maximum_candidates)
     return best.assign(index=np.arange(1, len(best) + 1), name="candidate")
+
+
+def rank_places(places: pd.DataFrame, config: CandidateConfig) -> pd.DataFrame:
+    """The places (not empty) with the ranking's ``score``, merged, the best ``maximum_places``."""
+    ranking = load_ranking(WITH_PHASE if "symmetry_phase" in places else MAGNITUDE_ALONE)
+    scored = places.assign(score=ranking.score(places))
+    return merged(scored, SAME_DARK_SPOT_MM, config.maximum_places)
+
+
+def merged(places: pd.DataFrame, distance_mm: float, most: int) -> pd.DataFrame:
+    """Places by their ``score``, those within ``distance_mm`` of a better one left out."""
+    points = places[["x", "y", "z"]].to_numpy()
+    kept = suppress_neighbours(points, places["score"].to_numpy(), distance_mm)
+    return places.iloc[kept[:most]].reset_index(drop=True)
 
 
 def propose_places(

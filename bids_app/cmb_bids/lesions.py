@@ -23,6 +23,7 @@ from cmb_bids.anatomy import Place, label_lesions, to_mni
 from cmb_bids.candidates import suppress_neighbours
 from cmb_bids.columns import LESION_COLUMNS
 from cmb_bids.moments import NO_PHASE, Phase, judge, measure_moments
+from cmb_bids.same_lesion import SAME_PLACE_MM
 from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
 
 MICROBLEED = "microbleed"
@@ -76,7 +77,6 @@ class LesionConfig:
 
 
 # How two detections are told to be one lesion, and where a vessel that touches a lesion is cut.
-SAME_PLACE_MM = 3.0  # detections this near are one: networks learn from one candidate of a lesion
 ONE_LESION_DEPTH = 0.75  # no ridge shallower than this share of the shallower one's depth
 SHELL_FILL = 0.10  # a lesion fills at least this share of a spherical shell round its centre
 SHELL_MM = 1.0  # thickness of those shells, at least

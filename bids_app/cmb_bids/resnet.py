@@ -42,6 +42,7 @@ RESIDUAL_BLOCKS = 5
 MIRRORED_AXES: tuple[tuple[int, ...], ...] = tuple(
     axes for count in range(4) for axes in combinations((2, 3, 4), count)
 )
+AS_IT_IS: tuple[tuple[int, ...], ...] = ((),)  # no mirror image
 LEAK = 0.1  # of the hidden rectifiers: ten plain ones can all fall silent, and nothing is learnt
 FORMAT = "cmb-bids-resnet-3"
 
@@ -302,6 +303,7 @@ def predict(
     patches: np.ndarray,
     scores: np.ndarray | None = None,
     threads: int | None = None,
+    mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES,
 ) -> np.ndarray:
     """Calibrated probabilities of the three classes.
 
@@ -315,6 +317,8 @@ def predict(
         that were calibrated with them, the shipped ones among them.
     threads : int, optional
         CPU threads to use; default: as many as torch is set to.
+    mirrors : sequence of tuple, optional
+        Of `predict_logits`: those that the network was calibrated with.
 
     Returns
     -------
@@ -324,7 +328,8 @@ def predict(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        logits = predict_logits(model.network, np.ascontiguousarray(patches, dtype=np.float32))
+        seen = np.ascontiguousarray(patches, dtype=np.float32)
+        logits = predict_logits(model.network, seen, mirrors)
     finally:
         torch.set_num_threads(before)
     return calibrate(logits, model.description.calibration, scores)

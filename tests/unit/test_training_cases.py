@@ -9,17 +9,19 @@ import pandas as pd
 import pytest
 
 from cmb_bids.candidate_ranking import Ranking
-from cmb_bids.candidates import CandidateConfig
 from cmb_bids.simulate.scan import SimulatedScan
 from cmb_bids.training.cases import laplacian_of_gaussian
 from cmb_bids.training.processed import interpolated
 from cmb_bids.training.ranking import (
-    cross_validated_recall,
+    cross_validated_scores,
     fit_ranking,
     on_lesion,
+    recall_by_size,
     recall_of,
+    training_numbers,
 )
 from cmb_bids.training.recipes import draw_recipe
+from cmb_bids.training.shards import split_at
 
 
 @pytest.fixture
@@ -99,16 +101,21 @@ def drawn_places(seed):
 
 def test_the_fit_finds_what_tells_lesions():
     places, lesions, hits = zip(*(drawn_places(seed) for seed in range(4)), strict=True)
-    config = CandidateConfig(maximum_candidates=20)
     ranking = fit_ranking(places, hits, seed=0)
     assert ranking.features == ("a", "b")
     assert isinstance(ranking, Ranking)
-    assert recall_of(places[0], lesions[0], ranking.score(places[0]), config).all()
-    assert not recall_of(places[0], lesions[0], -ranking.score(places[0]), config).all()
-    rows = cross_validated_recall(
+    assert recall_of(places[0], lesions[0], ranking.score(places[0]), 20).all()
+    assert not recall_of(places[0], lesions[0], -ranking.score(places[0]), 20).all()
+    scores = cross_validated_scores(
         places,
-        lesions,
         lambda chosen: fit_ranking([places[i] for i in chosen], [hits[i] for i in chosen], 0),
     )
+    rows = recall_by_size(places, lesions, scores)
     assert rows[0]["microbleeds"] == 24
-    assert rows[0]["recall"] == rows[0]["proposed"] == 1.0
+    assert rows[0]["kept"] == rows[0]["screened"] == rows[0]["proposed"] == 1.0
+
+
+def test_the_ranking_learns_from_training_cases_alone():
+    numbers = training_numbers(170)
+    assert len(set(numbers)) == 170
+    assert {split_at(number) for number in numbers} == {"train"}

@@ -23,6 +23,7 @@ class _FindCandidatesInputSpec(BaseInterfaceInputSpec):
     mask = File(exists=True, mandatory=True, desc="brain mask")
     swi = File(exists=True, desc="susceptibility-weighted image (absent: magnitude only)")
     highpass = File(exists=True, desc="high-pass filtered phase, radians")
+    threads = traits.Int(1, usedefault=True, desc="CPU threads")
     out_image = traits.Str(mandatory=True, desc="label image to write")
     out_table = traits.Str(mandatory=True, desc="point table to write")
 
@@ -53,7 +54,14 @@ class FindCandidates(SimpleInterface):
             if isdefined(getattr(self.inputs, name))
         }
         mask = images.pop("mask") > 0.5
-        table = find_candidates(magnitude.data, mask, magnitude.affine, config=config, **images)
+        table = find_candidates(
+            magnitude.data,
+            mask,
+            magnitude.affine,
+            config=config,
+            threads=self.inputs.threads,
+            **images,
+        )
         labels = label_candidates(table, magnitude.data.shape, magnitude.affine)
         write_volume(self.inputs.out_image, labels, magnitude.affine)
         write_table(self.inputs.out_table, table)

@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from cmb_bids.candidates import (
     CandidateConfig,
+    choose_candidates,
     empty_candidates,
     propose_places,
-    rank_places,
 )
 from cmb_bids.frst import smoothed
 from cmb_bids.patches import PatchGeometry, classifier_patches
@@ -68,7 +68,9 @@ def cut_candidates(
     """Find the candidates of one kind of scan, label them, cut them with a margin."""
     config = CandidateConfig()
     places = propose_places(normalized, case.mask, case.affine, swi, highpass, config)
-    table = rank_places(places, config)
+    table = choose_candidates(
+        places, normalized, case.mask, case.affine, swi, highpass, config, threads=1
+    )
     if table.empty:
         table = empty_candidates()
     points = table[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)

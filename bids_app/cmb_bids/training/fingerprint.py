@@ -27,9 +27,13 @@ MODULES_BEHIND_DATA = (
     "candidates.py",
     "candidate_ranking.py",
     "data/models/candidate-ranking.json",
+    "screening.py",
+    "data/models/screening-one-channel.safetensors",
+    "data/models/screening-two-channel.safetensors",
     "place_features.py",
     "frst.py",
     "patches.py",
+    "same_lesion.py",
     "training/cases.py",
     "training/labels.py",
 )
@@ -55,9 +59,9 @@ def fingerprint(settings: dict[str, Any], modules: Sequence[str]) -> str:
     for name in modules:
         path = root / name
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            text = source.read_text(encoding="utf-8")
-            what = what_it_does(text) if source.suffix == ".py" else text
-            digest.update(what.encode())
+            stored = source.read_bytes()
+            python = source.suffix == ".py"
+            digest.update(what_it_does(stored.decode()).encode() if python else stored)
     return digest.hexdigest()[:12]
 
 

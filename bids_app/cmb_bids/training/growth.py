@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cmb_bids.errors import BadData, CmbError
+from cmb_bids.resnet import AS_IT_IS
 from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.trials import AS_IT_IS, add_arguments, begin, compared, learn
+from cmb_bids.training.trials import add_arguments, begin, compared, learn
 from cmb_bids.training.tune import KIND, judged_before
 from cmb_bids.volumes import write_json
 

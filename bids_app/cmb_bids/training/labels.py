@@ -7,11 +7,10 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from cmb_bids.same_lesion import reach_mm
+
 MICROBLEED, CALCIFICATION, OTHER, IGNORED = 0, 1, 2, -1
 LABEL_OF_NAME = {"microbleed": MICROBLEED, "calcification": CALCIFICATION}
-NEAREST_MM = 3.0  # a candidate this close is on the lesion, however small
-FARTHEST_MM = 5.0  # and never beyond, the distance at which detections are scored
-BEYOND_EDGE_MM = 1.5  # a centroid may lie this far outside a large lesion's edge (blooming)
 
 
 def label_candidates(points_mm: np.ndarray, truth: pd.DataFrame) -> np.ndarray:
@@ -40,9 +39,7 @@ def label_candidates(points_mm: np.ndarray, truth: pd.DataFrame) -> np.ndarray:
     if not len(points_mm) or not len(lesions):
         return labels
     distances = cdist(points_mm, lesions[["x", "y", "z"]].to_numpy(dtype=float))
-    radii = lesions["diameter_mm"].to_numpy(dtype=float) / 2
-    reach = np.clip(radii + BEYOND_EDGE_MM, NEAREST_MM, FARTHEST_MM)
-    near = distances <= reach
+    near = distances <= reach_mm(lesions["diameter_mm"].to_numpy(dtype=float))
     labels[near.any(axis=1)] = IGNORED
     rows, columns = linear_sum_assignment(np.where(near, distances, 1e3))
     kinds = lesions["name"].map(LABEL_OF_NAME).to_numpy(dtype=np.int8)

@@ -1,11 +1,12 @@
 """Fit the order of the candidates on simulated scans, and measure candidate recall.
 
-    python -m cmb_bids.training.ranking --work FOLDER [--cases 60] [--seed 7000] [--output FILE]
+    python -m cmb_bids.training.ranking --work FOLDER [--cases 120] [--seed 500] [--output FILE]
 
 Every proposed place of each case is described and kept in the work folder; a perceptron
 (`cmb_bids.candidate_ranking`) learns to tell places on a lesion from the others. The table of
 recall that is printed is cross-validated: each case is ranked by a fit that did not see it. The
-cases are of no split: their numbers lie far above any that networks are trained or tested on.
+cases are the first of those that the networks are trained on: nothing here sees a case that is
+calibrated or tested on, and scans that are simulated already need not be again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,11 @@ from cmb_bids.candidate_ranking import MAGNITUDE_ALONE, WITH_PHASE, Ranking
 from cmb_bids.candidates import CandidateConfig, propose_places, suppress_neighbours
 from cmb_bids.training.labels import LABEL_OF_NAME
 from cmb_bids.training.processed import process_case
+from cmb_bids.training.shards import split_at
 from cmb_bids.volumes import write_json
 
 log = logging.getLogger(__name__)
 
-FIRST_CASE = 1_000_000
 NEAR_MM = 3.0  # a kept place this near a lesion has found it
 ON_MM, BESIDE_MM = 2.0, 3.5  # to learn from: within the first on it, beyond the second not
 POSITION_COLUMNS = ("x", "y", "z", "i", "j", "k", "radius_mm", "contrast")
@@ -47,12 +48,17 @@ FOLDS = 4
 SIZE_EDGES_MM = (0.0, 1.25, 1.5, 2.0, 3.0, np.inf)
 
 
+def training_numbers(cases: int) -> list[int]:
+    """Numbers of the first so many cases that networks are trained on."""
+    return list(islice((number for number in count() if split_at(number) == "train"), cases))
+
+
 def describe_case(number: int, seed: int, work: Path, kept: Path | None = None) -> None:
     """Write the places of one case, with and without phase, and its lesions; skip if there."""
     done = work / f"{number:05d}_lesions.tsv"
     if done.is_file():
         return
-    case = process_case(FIRST_CASE + number, seed, kept)
+    case = process_case(number, seed, kept)
     config = CandidateConfig()
     found = {
         WITH_PHASE: propose_places(
@@ -139,62 +145,69 @@ def _trained(inputs: torch.Tensor, target: torch.Tensor, seed: int) -> nn.Sequen
 
 
 def recall_of(
-    places: pd.DataFrame, lesions: pd.DataFrame, score: np.ndarray, config: CandidateConfig
+    places: pd.DataFrame, lesions: pd.DataFrame, score: np.ndarray, most: int | None
 ) -> np.ndarray:
-    """Which microbleeds (m,) have a place within `NEAR_MM` among the best of the merged ones."""
+    """Which microbleeds (m,) have a place within `NEAR_MM` among the best ``most``, if merged."""
     points = places[["x", "y", "z"]].to_numpy(dtype=float)
-    kept = suppress_neighbours(points, score, config.merge_distance_mm)
-    kept = kept[: config.maximum_candidates]
+    merge_mm = 0.0 if most is None else CandidateConfig().merge_distance_mm
+    kept = suppress_neighbours(points, score, merge_mm)[:most]
     return np.asarray((_distances(places.iloc[kept], lesions) <= NEAR_MM).any(axis=0))
 
 
-def cross_validated_recall(
+def cross_validated_scores(
+    tables: Sequence[pd.DataFrame], fit: Callable[[Sequence[int]], Ranking]
+) -> list[np.ndarray]:
+    """The score of each case's places by a fit to the other folds' cases."""
+    scores: list[np.ndarray] = [np.zeros(0)] * len(tables)
+    for fold in range(FOLDS):
+        ranking = fit([i for i in range(len(tables)) if i % FOLDS != fold])
+        for i in range(fold, len(tables), FOLDS):
+            scores[i] = ranking.score(tables[i])
+    return scores
+
+
+def recall_by_size(
     tables: Sequence[pd.DataFrame],
     lesions: Sequence[pd.DataFrame],
-    fit: Callable[[Sequence[int]], Ranking],
+    scores: Sequence[np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Recall of microbleeds by core diameter, each case ranked by a fit to the other folds.
+    """Recall of microbleeds by core diameter, places ordered by their scores.
 
     Returns
     -------
     list of dict
-        ``from_mm``, ``below_mm`` (None: no limit), ``microbleeds``, ``recall`` within the kept
-        candidates, ``proposed`` before ranking.
+        ``from_mm``, ``below_mm`` (None: no limit), ``microbleeds``, ``kept`` were the best kept as
+        candidates, ``screened`` among those that the screening network looks at, ``proposed``
+        among all.
     """
     config = CandidateConfig()
-    sizes, kept, proposed = [], [], []
-    for fold in range(FOLDS):
-        ranking = fit([i for i in range(len(tables)) if i % FOLDS != fold])
-        for i in range(fold, len(tables), FOLDS):
-            bleeds = lesions[i][lesions[i]["name"] == "microbleed"]
-            if bleeds.empty:
-                continue
-            sizes.append(bleeds["diameter_mm"].to_numpy(dtype=float))
-            kept.append(recall_of(tables[i], bleeds, ranking.score(tables[i]), config))
-            proposed.append((_distances(tables[i], bleeds) <= NEAR_MM).any(axis=0))
-    size, hit, seen = (np.concatenate(part) for part in (sizes, kept, proposed))
+    most = {"kept": config.maximum_candidates, "screened": config.maximum_places, "proposed": None}
+    sizes: list[np.ndarray] = []
+    found: dict[str, list[np.ndarray]] = {name: [] for name in most}
+    for table, truth, score in zip(tables, lesions, scores, strict=True):
+        bleeds = truth[truth["name"] == "microbleed"]
+        sizes.append(bleeds["diameter_mm"].to_numpy(dtype=float))
+        for name, limit in most.items():
+            found[name].append(recall_of(table, bleeds, score, limit))
+    size = np.concatenate(sizes)
+    hits = {name: np.concatenate(part) for name, part in found.items()}
     rows = []
     for low, high in [(0.0, np.inf), *pairwise(SIZE_EDGES_MM)]:
         these = (size >= low) & (size < high)
-        n = int(these.sum())
-        rows.append(
-            {
-                "from_mm": low,
-                "below_mm": None if np.isinf(high) else high,
-                "microbleeds": n,
-                "recall": round(float(hit[these].mean()), 3) if n else None,
-                "proposed": round(float(seen[these].mean()), 3) if n else None,
-            }
-        )
+        row = {"from_mm": low, "below_mm": None if np.isinf(high) else high}
+        row |= {"microbleeds": int(these.sum())}
+        for name, hit in hits.items():
+            row[name] = round(float(hit[these].mean()), 3) if these.any() else None
+        rows.append(row)
     return rows
 
 
 def fit_and_measure(
-    work: Path, kind: str, cases: int, seed: int
+    work: Path, kind: str, numbers: Sequence[int], seed: int
 ) -> tuple[Ranking, list[dict[str, Any]]]:
     """The ranking of one kind of scan, fitted on all cases, and its cross-validated recall."""
     tables, lesions, hits = [], [], []
-    for number in range(cases):
+    for number in numbers:
         table = pd.read_csv(work / f"{number:05d}_{kind}.tsv", sep="\t")
         truth = pd.read_csv(work / f"{number:05d}_lesions.tsv", sep="\t")
         if len(table):
@@ -205,28 +218,35 @@ def fit_and_measure(
     def fit(chosen: Sequence[int]) -> Ranking:
         return fit_ranking([tables[i] for i in chosen], [hits[i] for i in chosen], seed)
 
-    return fit(range(len(tables))), cross_validated_recall(tables, lesions, fit)
+    recall = recall_by_size(tables, lesions, cross_validated_scores(tables, fit))
+    return fit(range(len(tables))), recall
+
+
+def over_cases(work: Callable[[int], None], numbers: Sequence[int], workers: int) -> None:
+    """Do something for each case, several at a time."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done, _ in enumerate(pool.map(work, numbers), start=1):
+            log.info("case %d of %d", done, len(numbers))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="where places are kept")
-    parser.add_argument("--cases", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=7000)
+    parser.add_argument("--cases", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=500)
     parser.add_argument("--processed", type=Path, help="where processed scans are kept")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, help="ranking file to write")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        describe = partial(describe_case, seed=args.seed, work=args.work, kept=args.processed)
-        for number, _ in enumerate(pool.map(describe, range(args.cases))):
-            log.info("case %d of %d", number + 1, args.cases)
+    numbers = training_numbers(args.cases)
+    describe = partial(describe_case, seed=args.seed, work=args.work, kept=args.processed)
+    over_cases(describe, numbers, args.workers)
     result: dict[str, Any] = {}
     for kind in (WITH_PHASE, MAGNITUDE_ALONE):
-        ranking, recall = fit_and_measure(args.work, kind, args.cases, args.seed)
+        ranking, recall = fit_and_measure(args.work, kind, numbers, args.seed)
         # What was measured stays out of the file, which decides what training cases are.
         result[kind] = ranking.as_dict()
         print(f"{kind} (simulated, {args.cases} cases)")

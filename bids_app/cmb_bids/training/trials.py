@@ -22,7 +22,6 @@ from cmb_bids.training.tune import Patches
 
 # Trained and calibrated as the shipped two-channel network is.
 LEARNER = CONTENDERS["microbleed-two-channel"]
-AS_IT_IS = ((),)  # no mirror images: an eighth of the time, for all that are compared alike
 MOST_KEPT = 6000  # patches to mix in while tuning
 
 
