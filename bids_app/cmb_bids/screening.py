@@ -2,8 +2,8 @@
 
 The ranking (`cmb_bids.candidate_ranking`) knows a place by some fifty numbers. Where those mislead,
 as on a plain dark spot beside the steep field of the skull base, the picture does not. A network of
-the classifier's kind on smaller patches (12 mm) is quick enough to look at more than a thousand places. It
-decides only which of them are candidates. `cmb_bids.training.screening` fits it.
+the classifier's kind on smaller patches (12 mm) is quick enough to look at more than a thousand
+places. It decides only which of them are candidates. `cmb_bids.training.screening` fits it.
 """
 
 from __future__ import annotations

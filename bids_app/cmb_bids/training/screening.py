@@ -145,7 +145,8 @@ def fit_screening(
     -------
     network : MicrobleedNet
     recall : list of dict
-        As `recall_by_size` gives it.
+        As `recall_by_size` gives it, and ``kept_by_ranking``, where no network looked: of a
+        ranking that was fitted to these cases too.
     learnt : dict
         Places of each class that were learnt from.
     """
@@ -180,10 +181,17 @@ def fit_screening(
         1 - calibrate(logit, calibration, places.table["score"].to_numpy())[:, 2]
         for logit, places in zip(logits, held_out, strict=True)
     ]
-    recall = recall_by_size(
-        [places.table for places in held_out], [places.lesions for places in held_out], odds
-    )
-    return network, recall, class_counts(learnt)
+    return network, _recall(held_out, odds), class_counts(learnt)
+
+
+def _recall(held_out: Sequence[Places], odds: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    tables, lesions = [p.table for p in held_out], [p.lesions for p in held_out]
+    ranked = recall_by_size(tables, lesions, [table["score"].to_numpy() for table in tables])
+    screened = recall_by_size(tables, lesions, odds)
+    return [
+        {**row, "kept_by_ranking": before["kept"]}
+        for row, before in zip(screened, ranked, strict=True)
+    ]
 
 
 def _logits(network: MicrobleedNet, places: Places) -> np.ndarray:
