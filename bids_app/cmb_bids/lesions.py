@@ -23,7 +23,7 @@ from cmb_bids.anatomy import Place, label_lesions, to_mni
 from cmb_bids.candidates import suppress_neighbours
 from cmb_bids.columns import LESION_COLUMNS
 from cmb_bids.moments import NO_PHASE, Phase, judge, measure_moments
-from cmb_bids.same_lesion import SAME_PLACE_MM
+from cmb_bids.same_lesion import same_place_mm
 from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
 
 MICROBLEED = "microbleed"
@@ -539,7 +539,8 @@ def segment_lesions(
         if image is not None and image.shape != normalized.shape:
             raise ValueError(f"image of shape {image.shape} on a grid of {normalized.shape}")
     definite, possible = decide_thresholds(config, model_thresholds)
-    found = _keep_lesions(candidates, probabilities, definite, possible)
+    same_place = same_place_mm(voxel_sizes(affine))
+    found = _keep_lesions(candidates, probabilities, definite, possible, same_place)
     brain = np.asarray(mask) > 0
     microbleed_image = normalized if swi is None else swi
     blobs, rows = [], []
@@ -572,11 +573,15 @@ def segment_lesions(
 
 
 def _keep_lesions(
-    candidates: pd.DataFrame, probabilities: pd.DataFrame, definite: float, possible: float
+    candidates: pd.DataFrame,
+    probabilities: pd.DataFrame,
+    definite: float,
+    possible: float,
+    same_place: float,
 ) -> pd.DataFrame:
     """Candidates that are lesions, the most probable first, ties by position.
 
-    One within `SAME_PLACE_MM` of a more probable one is left out: it is the same lesion, its halo
+    One within ``same_place`` mm of a more probable one is left out: it is the same lesion, its halo
     in the phase or what it touches, and drawn for itself it would be counted twice.
     """
     wanted = ["index", "p_microbleed", "p_calcification"]
@@ -590,7 +595,7 @@ def _keep_lesions(
         ["likelier", "x", "y", "z"], ascending=[False, True, True, True], kind="stable"
     )
     points = found[["x", "y", "z"]].to_numpy(dtype=float)
-    kept = suppress_neighbours(points, found["likelier"].to_numpy(), SAME_PLACE_MM)
+    kept = suppress_neighbours(points, found["likelier"].to_numpy(), same_place)
     return found.iloc[kept].reset_index(drop=True)
 
 

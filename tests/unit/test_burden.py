@@ -30,6 +30,7 @@ from cmb_bids.columns import (
     unplaced_column,
 )
 from cmb_bids.lesions import TABLE_COLUMNS
+from cmb_bids.same_lesion import reach_mm, same_place_mm
 
 SCAN = {
     "filename": "anat/sub-01_part-mag_T2starw.nii.gz",
@@ -297,6 +298,27 @@ def test_a_candidate_on_a_listed_lesion_does_not_count_twice():
         (0, 0, 0, 0.9), (0, 3.4, 0, 0.3), (0, 3.6, 0, 0.07), (20, 0, 4.9, 0.4), (20, 0, 5.1, 0.02)
     )
     assert sorted(chances_of_microbleeds(lesions, found)) == [0.02, 0.07, 0.9]
+
+
+def test_where_slices_are_thick_the_next_slice_is_the_same_lesion():
+    lesions = rows(("definite", True, "lobar", 0.9))
+    lesions["diameter_mm"] = [2.0]
+    found = candidates((0, 0, 0, 0.9), (0, 0, 3.8, 0.3), (30, 0, 0, 0.2), (30, 0, 3.8, 0.1))
+    assert sorted(chances_of_microbleeds(lesions, found)) == [0.1, 0.2, 0.3, 0.9]
+    thick = same_place_mm([0.8, 0.8, 3.0])
+    assert sorted(chances_of_microbleeds(lesions, found, thick)) == [0.2, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("voxel", "distance"), [((0.5, 0.5, 2.0), 3.0), ((0.8, 0.8, 3.0), 4.0), ((3.0, 1.0, 6.0), 5.0)]
+)
+def test_two_places_are_one_within_a_slice(voxel, distance):
+    assert same_place_mm(voxel) == distance
+    assert list(reach_mm(np.array([1.0, 6.0, 20.0]), distance)) == [
+        distance,
+        max(4.5, distance),
+        5.0,
+    ]
 
 
 def test_of_unlisted_candidates_on_one_spot_the_likeliest_counts():

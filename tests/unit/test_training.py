@@ -58,6 +58,12 @@ def test_large_lesions_reach_further_but_not_beyond_five_mm():
 
 
 def test_no_candidates_or_no_lesions():
+    in_next_slice = [[0, 0, 0.4], [0, 0, 3.6]]
+    assert list(label_candidates(in_next_slice, truth_of(("microbleed", 0, 0, 0, 2)))) == [0, 2]
+    assert list(label_candidates(in_next_slice, truth_of(("microbleed", 0, 0, 0, 2)), 4.0)) == [
+        0,
+        -1,
+    ]
     assert label_candidates(np.zeros((0, 3)), truth_of(("microbleed", 0, 0, 0, 3))).shape == (0,)
     assert (label_candidates(np.zeros((2, 3)), truth_of()) == 2).all()
     assert not ranked_hits(np.zeros((2, 3)), np.ones(2), np.zeros((0, 3))).any()

@@ -19,6 +19,7 @@ from cmb_bids.candidates import (
 from cmb_bids.frst import smoothed
 from cmb_bids.patches import PatchGeometry, classifier_patches
 from cmb_bids.place_features import fill_outside
+from cmb_bids.same_lesion import same_place_mm
 from cmb_bids.training.fit import MARGIN_VOXELS
 from cmb_bids.training.labels import label_candidates
 from cmb_bids.training.processed import ProcessedCase, process_case
@@ -90,7 +91,7 @@ def cut_candidates(
     return CandidateSet(
         patches.astype(np.float16),
         points,
-        label_candidates(points, case.truth),
+        label_candidates(points, case.truth, same_place_mm(voxel_sizes(case.affine))),
         table["score"].to_numpy(dtype=np.float32),
         strengths,
     )

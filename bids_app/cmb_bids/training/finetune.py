@@ -24,6 +24,7 @@ from cmb_bids.evaluate.files import scan_of
 from cmb_bids.evaluate.matching import ignored_lesions
 from cmb_bids.patches import classifier_patches
 from cmb_bids.resnet import CONTRAST_AND_PHASE, SHIPPED, LoadedModel, load_model, save_model
+from cmb_bids.same_lesion import LEAST_MM, same_place_mm
 from cmb_bids.training.card import model_card
 from cmb_bids.training.contenders import CONTENDERS
 from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig
@@ -32,7 +33,7 @@ from cmb_bids.training.scoring import detection_metrics, evaluate_cases
 from cmb_bids.training.shards import CandidateSet, Case, split_of
 from cmb_bids.training.steps import class_counts, commit, load_training
 from cmb_bids.training.tune import KIND, Patches, Tuned, judged_before, tune
-from cmb_bids.volumes import read_on_grid, read_volume, write_json, write_text
+from cmb_bids.volumes import read_on_grid, read_volume, voxel_sizes, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -130,14 +131,16 @@ def _read_case(
     geometry = model.description.geometry.with_margin(MARGIN_VOXELS)
     patches = classifier_patches(swi.data, highpass, mask, swi.affine, points, geometry)
     truth = cohort.truth[cohort.truth["scan"] == scan]
-    labels, counted = label_against(points, truth)
+    labels, counted = label_against(points, truth, same_place_mm(voxel_sizes(swi.affine)))
     found = CandidateSet(
         patches.astype(np.float16), points, labels, candidates["score"].to_numpy(np.float32)
     )
     return Case(number, {"protocol": "labelled", "scan": scan}, counted, {KIND: found})
 
 
-def label_against(points: np.ndarray, truth: pd.DataFrame) -> tuple[np.ndarray, list[dict]]:
+def label_against(
+    points: np.ndarray, truth: pd.DataFrame, same_place: float = LEAST_MM
+) -> tuple[np.ndarray, list[dict]]:
     """Label candidates (n,) by a user's labels; rows of the lesions that count.
 
     Possible lesions and those over 10 mm teach nothing: candidates on them are ignored.
@@ -149,8 +152,8 @@ def label_against(points: np.ndarray, truth: pd.DataFrame) -> tuple[np.ndarray, 
         else UNKNOWN_DIAMETER_MM
     )
     ignored = ignored_lesions(lesions)
-    labels = label_candidates(points, lesions[~ignored])
-    doubtful = label_candidates(points, lesions[ignored]) != OTHER
+    labels = label_candidates(points, lesions[~ignored], same_place)
+    doubtful = label_candidates(points, lesions[ignored], same_place) != OTHER
     labels[doubtful & (labels == OTHER)] = -1
     columns = ["name", "x", "y", "z", "diameter_mm"]
     return labels, lesions.loc[~ignored, columns].to_dict("records")

@@ -7,18 +7,21 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from cmb_bids.same_lesion import reach_mm
+from cmb_bids.same_lesion import LEAST_MM, reach_mm
 
 MICROBLEED, CALCIFICATION, OTHER, IGNORED = 0, 1, 2, -1
 LABEL_OF_NAME = {"microbleed": MICROBLEED, "calcification": CALCIFICATION}
 
 
-def label_candidates(points_mm: np.ndarray, truth: pd.DataFrame) -> np.ndarray:
+def label_candidates(
+    points_mm: np.ndarray, truth: pd.DataFrame, same_place: float = LEAST_MM
+) -> np.ndarray:
     """Label candidates one-to-one with lesions.
 
-    A candidate belongs to a lesion within 3 mm, or within its radius and 1.5 mm where that is
-    more, but not beyond 5 mm. Of several on one lesion the one that the Hungarian matching chooses
-    carries the label; the others are ignored, for they are neither a second lesion nor a mimic.
+    A candidate belongs to a lesion within 3 mm (a slice and 1 mm where slices are thicker), or
+    within its radius and 1.5 mm where that is more, but not beyond 5 mm. Of several on one lesion
+    the one that the Hungarian matching chooses carries the label; the others are ignored, for they
+    are neither a second lesion nor a mimic.
 
     Parameters
     ----------
@@ -27,6 +30,8 @@ def label_candidates(points_mm: np.ndarray, truth: pd.DataFrame) -> np.ndarray:
     truth : DataFrame
         Columns ``name``, ``x``, ``y``, ``z``, ``diameter_mm``; rows other than microbleeds and
         calcifications are not used.
+    same_place : float, optional
+        Of the scan, mm (`cmb_bids.same_lesion.same_place_mm`).
 
     Returns
     -------
@@ -39,7 +44,7 @@ def label_candidates(points_mm: np.ndarray, truth: pd.DataFrame) -> np.ndarray:
     if not len(points_mm) or not len(lesions):
         return labels
     distances = cdist(points_mm, lesions[["x", "y", "z"]].to_numpy(dtype=float))
-    near = distances <= reach_mm(lesions["diameter_mm"].to_numpy(dtype=float))
+    near = distances <= reach_mm(lesions["diameter_mm"].to_numpy(dtype=float), same_place)
     labels[near.any(axis=1)] = IGNORED
     rows, columns = linear_sum_assignment(np.where(near, distances, 1e3))
     kinds = lesions["name"].map(LABEL_OF_NAME).to_numpy(dtype=np.int8)
