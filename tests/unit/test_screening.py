@@ -13,6 +13,7 @@ from cmb_bids.candidates import (
     rank_places,
 )
 from cmb_bids.frst import draw_ball
+from cmb_bids.resnet import CONTRAST_ONLY, load_model
 from cmb_bids.screening import SCREENING_NETWORKS, lesion_log_odds, screening_network
 from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig
 from cmb_bids.training.screening import (
@@ -20,7 +21,9 @@ from cmb_bids.training.screening import (
     labels_of,
     learnt_from,
     read_places,
+    save_screening,
 )
+from cmb_bids.volumes import read_json
 
 SIZES = np.array([0.8, 0.8, 2.0])
 SHAPE = (60, 60, 24)
@@ -55,6 +58,10 @@ def test_the_networks_fit_their_scans_and_are_small():
         assert len(model.description.channels) == channels
         assert model.path is not None
         assert model.path.stat().st_size < 500_000
+        card = read_json(model.path.with_suffix(".json"))
+        assert card["simulated"]
+        assert card["training"]["command"].startswith("python -m cmb_bids.training.screening")
+        assert card["recall_of_microbleeds_left_out"][0]["kept"] > 0.5
     assert lesion_log_odds(
         *drawn()[:1], None, drawn()[1], AFFINE, np.zeros((0, 3)), np.zeros(0)
     ).shape == (0,)
@@ -121,6 +128,11 @@ def test_the_fit_puts_lesions_first(tmp_path):
     assert recall[0]["kept"] == 1.0
     assert network.description.calibration.temperature != 1.0
     assert len(read_places(tmp_path, 3, "magnitude_alone").table) == 60
+    save_screening(network, recall, {"data": {"seed": 1}}, tmp_path)
+    card = read_json(tmp_path / f"{SCREENING_NETWORKS[1]}.json")
+    assert card["data"] == {"seed": 1}
+    assert card["recall_of_microbleeds_left_out"] == recall
+    assert load_model(tmp_path / f"{SCREENING_NETWORKS[1]}.safetensors", CONTRAST_ONLY)
 
 
 @pytest.mark.parametrize("highpass", [None, np.zeros(SHAPE, np.float32)])

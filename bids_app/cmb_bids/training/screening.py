@@ -51,7 +51,7 @@ from cmb_bids.training.ranking import (
 )
 from cmb_bids.training.scoring import fit_calibration
 from cmb_bids.training.steps import class_counts, commit
-from cmb_bids.volumes import written_whole
+from cmb_bids.volumes import write_json, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -231,10 +231,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shown = pd.DataFrame(recall).drop(columns="proposed")
         print(shown.to_string(index=False), flush=True)
         if args.output:
-            path = args.output / f"{network.description.name}.safetensors"
-            provenance = {"command": command, "commit": commit(), "places": learnt}
-            save_model(network, path, {**provenance, "simulated": True})
+            data = {"seed": args.seed, "cases": args.cases, "left_out": len(numbers[::LEFT_OUT])}
+            training = {"steps": args.steps, "places": learnt, "command": command}
+            provenance = {"training": {**training, "commit": commit()}, "data": data}
+            save_screening(network, recall, provenance, args.output)
     return 0
+
+
+def save_screening(
+    network: MicrobleedNet, recall: list[dict[str, Any]], provenance: dict[str, Any], folder: Path
+) -> None:
+    """Write the network, and its card (JSON) beside it."""
+    path = folder / f"{network.description.name}.safetensors"
+    save_model(network, path, provenance)
+    card = {"simulated": True, **provenance, "recall_of_microbleeds_left_out": recall}
+    write_json(path.with_suffix(".json"), card)
 
 
 if __name__ == "__main__":
