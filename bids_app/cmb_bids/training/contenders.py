@@ -116,7 +116,7 @@ def patches_seen(contender: Contender, found: CandidateSet) -> np.ndarray:
 def strengths(found: CandidateSet, name: str) -> np.ndarray | None:
     """Logarithm (n,) of a classical detector's strength at each candidate; None if not stored."""
     if name == "score":
-        return np.asarray(found.scores, dtype=float)  # a sum of logarithms already
+        return np.asarray(found.scores, dtype=float)  # a logarithm already
     if name not in found.baselines:
         return None
     return np.log(np.maximum(np.asarray(found.baselines[name], dtype=float), 0) + FAINTEST)
