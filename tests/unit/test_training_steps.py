@@ -268,3 +268,20 @@ def test_a_case_without_lesions_has_the_columns_all_the_same():
     scored = scored_case(case, "complex", np.full((len(found.labels), 3), 1 / 3))
     assert {"contrast_to_noise", "mars_class", "diameter_mm"} <= set(scored.microbleeds)
     assert comparison.by_stratum([scored], 0.5)["contrast to noise"] == {}
+
+
+def test_a_network_that_says_one_thing_for_all_has_learnt_nothing():
+    rng = np.random.default_rng(0)
+    labels = np.array([0, 2] * 40)
+    patches = rng.normal(1, 0.02, (80, 1, 28, 28, 24)).astype(np.float16)
+    network = new_network(CONTENDERS["swi"], 0).eval()
+    torch.nn.init.zeros_(network.head.weight)
+    assert not steps.has_learnt(network, patches, labels, 0)
+    patches[labels == 0, :, 10:-10, 10:-10, 8:-8] = 0.1
+    learnt, _ = fit(
+        new_network(CONTENDERS["swi"], 0),
+        patches,
+        labels,
+        FitConfig(steps=40, batch_size=16, seed=0),
+    )
+    assert steps.has_learnt(learnt, patches, labels, 0)

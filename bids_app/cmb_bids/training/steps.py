@@ -26,6 +26,7 @@ import torch
 
 from cmb_bids.errors import BadData
 from cmb_bids.resnet import (
+    AS_IT_IS,
     CLASSES,
     MIRRORED_AXES,
     Calibration,
@@ -44,7 +45,7 @@ from cmb_bids.training.contenders import (
     strengths,
     targets,
 )
-from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, Network, fit
+from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, Network, fit, sample_batch
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED
 from cmb_bids.training.scoring import (
     ScoredCase,
@@ -73,6 +74,9 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = ("validation", "test")
 SHARE_OF_FAILURES_BORNE = 0.05  # of the cases to be made
+STARTS = 3  # of a network that learns nothing
+SAMPLE = 600  # patches it is asked about
+BETTER_THAN_GUESSING = 0.1
 NO_EVIDENCE = -1e4  # logit of a class that a detector does not know
 
 
@@ -229,16 +233,22 @@ def train(
     log.info("%s: %d candidates %s of %d cases", contender.name, len(labels), counts, len(chosen))
     checkpoint = weights.with_name(f".{contender.name}.checkpoint")
     started = time.monotonic()
-    network, _ = fit(
-        new_network(contender, config.seed),
-        patches,
-        labels,
-        config,
-        resumable(checkpoint, config, labels),
-    )
+    for start in range(STARTS):
+        one = dataclasses.replace(config, seed=config.seed + start)
+        network, _ = fit(
+            new_network(contender, one.seed),
+            patches,
+            labels,
+            one,
+            resumable(checkpoint, one, labels),
+        )
+        if has_learnt(network, patches, labels, one.seed):
+            break
+        log.warning("%s learnt nothing from start %d", contender.name, start + 1)
     save_weights(network, weights)
     record = {
         "seed": config.seed,
+        "starts": start + 1,
         "steps": steps,
         "batch_size": config.batch_size,
         "minutes": round((time.monotonic() - started) / 60, 1),
@@ -253,6 +263,20 @@ def train(
     write_json(weights.with_suffix(".json"), record)
     checkpoint.unlink(missing_ok=True)
     scratch.unlink()
+
+
+def has_learnt(network: Network, patches: np.ndarray, labels: np.ndarray, seed: int) -> bool:
+    """Whether a network tells apart what it learned from better than by one class for all.
+
+    Now and then a short training does not leave the plateau it begins on: starting weights in which
+    hardly a hidden unit ever answers. What such a network does says nothing of its input.
+    """
+    chosen = sample_batch(labels, SAMPLE, np.random.default_rng(seed))
+    x, y, z = (slice(margin, -margin) for margin in MARGIN_VOXELS)
+    seen = patches[chosen][:, :, x, y, z].astype(np.float32)
+    said = predict_logits(network, seen, AS_IT_IS).argmax(axis=1)
+    commonest = np.bincount(labels[chosen]).max() / len(chosen)
+    return float((said == labels[chosen]).mean()) > commonest + BETTER_THAN_GUESSING
 
 
 def resumable(checkpoint: Path, config: FitConfig, labels: np.ndarray) -> Path:
