@@ -16,6 +16,7 @@ from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import load_model
 from cmb_bids.training import accuracy, card, comparison, failures, jobs, steps
 from cmb_bids.training.contenders import CONTENDERS, REFERENCE, new_network, strengths, targets
+from cmb_bids.training.fit import FitConfig, fit
 from cmb_bids.training.scoring import ScoredCase, scored_case
 from cmb_bids.training.shards import load_case, save_case
 
