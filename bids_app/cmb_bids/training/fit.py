@@ -51,6 +51,12 @@ class FitConfig:
     precision: str = "float32"  # or bfloat16: of the convolutions, not of weights and loss
 
 
+def without_margin(stored: np.ndarray) -> np.ndarray:
+    """What a network sees (n, channels, X, Y, Z) float32 of patches stored with their margin."""
+    x, y, z = (slice(margin, -margin) for margin in MARGIN_VOXELS)
+    return stored[:, :, x, y, z].astype(np.float32)
+
+
 def sample_batch(
     labels: np.ndarray, size: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:

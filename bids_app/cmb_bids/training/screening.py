@@ -39,7 +39,7 @@ from cmb_bids.resnet import (
     save_model,
 )
 from cmb_bids.screening import SCREENING_GEOMETRY, SCREENING_NETWORKS
-from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, fit
+from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, fit, without_margin
 from cmb_bids.training.labels import LABEL_OF_NAME
 from cmb_bids.training.processed import ProcessedCase, process_case
 from cmb_bids.training.ranking import (
@@ -60,7 +60,6 @@ WIDTHS, HIDDEN = (8, 12, 16), 10
 LEFT_OUT = 6  # one case in so many
 HARDEST = 300  # places of a case that are all learnt from, by the ranking; then one in three
 EASIER_STEP = 3
-MARGIN = tuple(slice(margin, -margin) for margin in MARGIN_VOXELS)
 
 
 @dataclass(frozen=True)
@@ -195,8 +194,7 @@ def _recall(held_out: Sequence[Places], odds: Sequence[np.ndarray]) -> list[dict
 
 
 def _logits(network: MicrobleedNet, places: Places) -> np.ndarray:
-    seen = places.patches[(slice(None), slice(None), *MARGIN)].astype(np.float32)
-    return predict_logits(network, seen, AS_IT_IS)
+    return predict_logits(network, without_margin(places.patches), AS_IT_IS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -45,7 +45,7 @@ from cmb_bids.training.contenders import (
     strengths,
     targets,
 )
-from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, Network, fit, sample_batch
+from cmb_bids.training.fit import FitConfig, Network, fit, sample_batch, without_margin
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED
 from cmb_bids.training.scoring import (
     ScoredCase,
@@ -272,9 +272,7 @@ def has_learnt(network: Network, patches: np.ndarray, labels: np.ndarray, seed: 
     hardly a hidden unit ever answers. What such a network does says nothing of its input.
     """
     chosen = sample_batch(labels, SAMPLE, np.random.default_rng(seed))
-    x, y, z = (slice(margin, -margin) for margin in MARGIN_VOXELS)
-    seen = patches[chosen][:, :, x, y, z].astype(np.float32)
-    said = predict_logits(network, seen, AS_IT_IS).argmax(axis=1)
+    said = predict_logits(network, without_margin(patches[chosen]), AS_IT_IS).argmax(axis=1)
     commonest = np.bincount(labels[chosen]).max() / len(chosen)
     return float((said == labels[chosen]).mean()) > commonest + BETTER_THAN_GUESSING
 
@@ -340,8 +338,7 @@ def judge(
             raise BadData(path, f"has no {contender.kind} candidates", "Simulate the case again")
         logits = np.zeros((len(found.labels), len(CLASSES)), np.float32)
         if network is not None and len(found.labels):
-            x, y, z = (slice(margin, -margin) for margin in MARGIN_VOXELS)
-            seen = patches_seen(contender, found)[:, :, x, y, z].astype(np.float32)
+            seen = without_margin(patches_seen(contender, found))
             logits = predict_logits(network, seen, mirrors)
         found = dataclasses.replace(found, patches=np.zeros((0,), np.float16))
         case.candidates = {contender.kind: found}

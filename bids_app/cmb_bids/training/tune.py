@@ -24,7 +24,7 @@ from cmb_bids.resnet import (
     calibrate,
     predict_logits,
 )
-from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, fit
+from cmb_bids.training.fit import FitConfig, fit, without_margin
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, OTHER
 from cmb_bids.training.scoring import ScoredCase, choose_thresholds, fit_calibration, scored_case
 from cmb_bids.training.shards import Case
@@ -194,11 +194,10 @@ def _logits(
     network: MicrobleedNet, case: Case, mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES
 ) -> np.ndarray:
     """Logits (n, 3) of a case's candidates, without the margin kept for training."""
-    x, y, z = (slice(margin, -margin) for margin in MARGIN_VOXELS)
     patches = case.candidates[KIND].patches
     if not len(patches):
         return np.zeros((0, len(CLASSES)), np.float32)
-    return predict_logits(network, patches[:, :, x, y, z].astype(np.float32), mirrors)
+    return predict_logits(network, without_margin(patches), mirrors)
 
 
 def _calibration(
