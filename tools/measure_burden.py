@@ -23,7 +23,7 @@ from cmb_bids.burden import chances_of_microbleeds, estimate_count
 from cmb_bids.candidates import find_candidates
 from cmb_bids.interfaces.classify import classify_candidates
 from cmb_bids.lesions import segment_lesions
-from cmb_bids.same_lesion import LEAST_MM, same_place_mm
+from cmb_bids.same_lesion import same_place_mm
 from cmb_bids.simulate import simulate_scan
 from cmb_bids.training.labels import MICROBLEED, label_candidates
 from cmb_bids.training.processed import disturbed_mask, normalise, process_scan
@@ -61,7 +61,6 @@ def process_case(index: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.
     )
     found = found.merge(table, on="index")
     truth = pd.DataFrame(scan.truth)
-    found["same_place"] = same_place_mm(voxel_sizes(scan.affine))
     points = found[["x", "y", "z"]].to_numpy(dtype=float)
     found["label"] = label_candidates(points, truth, same_place_mm(voxel_sizes(scan.affine)))
     return found, lesions, truth[truth["name"] == "microbleed"]
@@ -102,8 +101,7 @@ def print_counts(cases: list[list[pd.DataFrame]]) -> None:
         rows = []
         for candidates, lesions, _ in cases:
             others = candidates if name == "all candidates" else candidates[:0]
-            same_place = float(candidates["same_place"].max()) if len(candidates) else LEAST_MM
-            rows.append(estimate_count(chances_of_microbleeds(lesions, others, same_place)))
+            rows.append(estimate_count(chances_of_microbleeds(lesions, others)))
         table = pd.DataFrame(rows)
         brier = float(((table["p_ge_1"] - (true > 0)) ** 2).mean())
         free = table["p_ge_1"][true == 0]

@@ -3,12 +3,14 @@
     python tools/measure_thresholds.py
 
 Draws populations of cases (lesions and mimics with overlapping scores, no images), takes 25 of
-them to calibrate and to choose the definite threshold on in three ways, and prints what F1 each
-loses on the population, on average and in the worst twentieth, and how the threshold varies:
+them to calibrate and to choose the definite threshold on in four ways, and prints what F1 each
+loses on the population, on average and in the worst twentieth, how the threshold varies, and what
+sensitivity and precision it has on average:
 
 - highest: where F1 is highest on the 25 cases;
 - resampled: the median of that over 100 bootstrap resamples of the cases;
-- half: half of the highest F1, as `cmb_bids.training.scoring.choose_thresholds` does it.
+- half: half of the highest F1;
+- chosen: that or lower, as `cmb_bids.training.scoring.definite_threshold` does it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit
 
-from cmb_bids.training.scoring import GRID, f_curve, fit_calibration
+from cmb_bids.training.scoring import GRID, definite_threshold, f_curve, fit_calibration
 
 DRAWS, CASES, CANDIDATES, POPULATION = 60, 25, 150, 2000
 # Mean score of a lesion, share of mimics that look like one: easy to hard.
@@ -57,16 +59,19 @@ def choices(probability, hits, case, lesions, rng):
         "highest": GRID[np.argmax(curve)],
         "resampled": np.median(highest),
         "half": np.clip(curve.max() / 2, GRID[0], GRID[-1]),
+        "chosen": definite_threshold(probability, curve.max() / 2),
     }
 
 
 def main():
     rng = np.random.default_rng(0)
-    print("| lesion score, hard mimics | choice | F1 lost: mean | 95 % below | threshold: sd |")
-    print("|---|---|---|---|---|")
+    print(
+        "| lesion score, hard mimics | choice | F1 lost: mean | 95 % below | threshold: sd ", end=""
+    )
+    print("| sensitivity | precision |\n|---|---|---|---|---|---|---|")
     for lesion_score, hard in SETTINGS:
         scores, hits, _, lesions = draw_cases(POPULATION, lesion_score, hard, rng)
-        lost, chosen = {}, {}
+        lost, chosen, reached = {}, {}, {}
         for _ in range(DRAWS):
             few = draw_cases(CASES, lesion_score, hard, rng)
             probability = calibrated(*few[:2])
@@ -75,8 +80,12 @@ def main():
                 chosen.setdefault(name, []).append(threshold)
                 there = curve[np.argmin(np.abs(GRID - threshold))]
                 lost.setdefault(name, []).append(curve.max() - there)
+                true = (hits & (probability(scores) >= threshold)).sum()
+                called = max((probability(scores) >= threshold).sum(), 1)
+                reached.setdefault(name, []).append((true / lesions.sum(), true / called))
         for name in lost:
             figures = (np.mean(lost[name]), np.percentile(lost[name], 95), np.std(chosen[name]))
+            figures += tuple(np.mean(reached[name], axis=0))
             shown = " | ".join(f"{value:.4f}" for value in figures)
             print(f"| {lesion_score:g}, {hard:g} | {name} | {shown} |")
 

@@ -23,7 +23,7 @@ from cmb_bids.columns import (
 )
 from cmb_bids.lesions import DEFINITE, POSSIBLE
 from cmb_bids.quality import QualityConfig, find_reasons
-from cmb_bids.same_lesion import LEAST_MM, reach_mm, same_place_mm
+from cmb_bids.same_lesion import FARTHEST_MM
 
 LOBAR, DEEP, INFRATENTORIAL = "lobar", "deep", "infratentorial"
 
@@ -163,9 +163,7 @@ def _tally(
     return {**tally, unplaced: len(keys) - len(placed)}
 
 
-def chances_of_microbleeds(
-    lesions: pd.DataFrame, candidates: pd.DataFrame, same_place: float = LEAST_MM
-) -> np.ndarray:
+def chances_of_microbleeds(lesions: pd.DataFrame, candidates: pd.DataFrame) -> np.ndarray:
     """Probability of everything that may be one microbleed that counts.
 
     A listed lesion stands for all candidates on it, and of several unlisted candidates on one
@@ -179,8 +177,6 @@ def chances_of_microbleeds(
         ``probability``, ``counted``.
     candidates : DataFrame
         All candidates with ``x y z`` (mm) and ``p_microbleed``; a missing one is no chance.
-    same_place : float, optional
-        How near two candidates are one, mm (`cmb_bids.same_lesion.same_place_mm`).
 
     Returns
     -------
@@ -193,11 +189,11 @@ def chances_of_microbleeds(
     points = found[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
     chances = np.nan_to_num(found["p_microbleed"].to_numpy(dtype=float))
     centres = lesions[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
-    reach = reach_mm(lesions["diameter_mm"].to_numpy(dtype=float), same_place)
-    free = ~(cdist(points, centres) <= reach).any(axis=1)
+    # Training ignores what lies this near a microbleed, so that it has no probability of its own.
+    free = ~(cdist(points, centres) <= FARTHEST_MM).any(axis=1)
     kept: list[int] = []
     for here in np.flatnonzero(free & (chances > 0)):
-        if not kept or np.linalg.norm(points[kept] - points[here], axis=1).min() > same_place:
+        if not kept or np.linalg.norm(points[kept] - points[here], axis=1).min() > FARTHEST_MM:
             kept.append(int(here))
     return np.concatenate([listed, chances[kept]])
 
@@ -357,8 +353,7 @@ def summarise_scan(
     numbers = count_microbleeds(microbleeds)
     numbers["calcification"] = len(calcifications)
     lesions = pd.concat([microbleeds, calcifications]) if len(calcifications) else microbleeds
-    same_place = same_place_mm(scan.get("voxel_size_mm") or [0.0])
-    numbers |= estimate_count(chances_of_microbleeds(lesions, candidates, same_place))
+    numbers |= estimate_count(chances_of_microbleeds(lesions, candidates))
     status, reason = judge_quality(phase_report, brain_report, quality, limits or QualityConfig())
     if status == FAIL:
         numbers = _not_counted(numbers)

@@ -26,7 +26,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from cmb_bids.candidate_ranking import MAGNITUDE_ALONE, WITH_PHASE, load_ranking
 from cmb_bids.frst import Sizes, fast_radial_symmetry, smoothed
@@ -37,6 +36,7 @@ from cmb_bids.place_features import (
     fill_outside,
     sample,
 )
+from cmb_bids.same_lesion import suppress_neighbours
 from cmb_bids.screening import lesion_log_odds
 from cmb_bids.volumes import b0_direction, voxel_sizes, voxel_to_world
 
@@ -281,35 +281,6 @@ def _dark_centroids(
         away = np.linalg.norm((candidate - places) * voxel_sizes_mm, axis=1)
         moved = np.where((away <= 2.0)[:, None], candidate, moved)
     return moved
-
-
-def suppress_neighbours(points: np.ndarray, scores: np.ndarray, distance_mm: float) -> np.ndarray:
-    """Indices of the points that no better point lies within ``distance_mm`` of, best first.
-
-    Parameters
-    ----------
-    points : (n, 3) array
-        Positions in mm.
-    scores : (n,) array
-    distance_mm : float
-
-    Returns
-    -------
-    (kept,) array of int
-        Equal scores keep the earlier point.
-    """
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    if len(order) == 0:
-        return order
-    tree = cKDTree(points)
-    gone = np.zeros(len(points), dtype=bool)
-    kept = []
-    for index in order:
-        if gone[index]:
-            continue
-        kept.append(index)
-        gone[tree.query_ball_point(points[index], distance_mm)] = True
-    return np.array(kept, dtype=int)
 
 
 def empty_candidates() -> pd.DataFrame:

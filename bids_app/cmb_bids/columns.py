@@ -46,7 +46,8 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     "y": {"Description": "The same, scanner anterior.", "Units": "mm"},
     "z": {"Description": "The same, scanner superior.", "Units": "mm"},
     "probability": {
-        "Description": "The network's probability that this is a microbleed, from 0 to 1."
+        "Description": "The network's probability that this is a microbleed, from 0 to 1, "
+        "the scan's other microbleeds taken into account."
     },
     "p_calcification": {
         "Description": "The network's probability that this is a calcification, from 0 to 1."

@@ -20,10 +20,9 @@ from scipy.spatial.distance import pdist
 from skimage.segmentation import watershed
 
 from cmb_bids.anatomy import Place, label_lesions, to_mni
-from cmb_bids.candidates import suppress_neighbours
 from cmb_bids.columns import LESION_COLUMNS
 from cmb_bids.moments import NO_PHASE, Phase, judge, measure_moments
-from cmb_bids.same_lesion import same_place_mm
+from cmb_bids.same_lesion import same_place_mm, suppress_neighbours
 from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
 
 MICROBLEED = "microbleed"

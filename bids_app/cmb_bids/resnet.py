@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmb_bids.burden_prior import weigh_by_burden
 from cmb_bids.errors import BadData, InputMissing, UsageError
 from cmb_bids.patches import PatchGeometry
 from cmb_bids.volumes import written_whole
@@ -53,13 +54,15 @@ class Calibration:
 
     ``probability = softmax(logits / temperature + bias + score_weights * score)``, where ``score``
     is the candidate's own (radial symmetry and depth, measured at full resolution and against the
-    noise of the whole brain, which a patch does not show). A candidate is a definite microbleed
-    from ``definite`` on, a possible one from ``possible`` on.
+    noise of the whole brain, which a patch does not show). Where ``usual_burden`` is a number, the
+    scan's other microbleeds then weigh in (`cmb_bids.burden_prior`). A candidate is a definite
+    microbleed from ``definite`` on, a possible one from ``possible`` on.
     """
 
     temperature: float = 1.0
     bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
     score_weights: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    usual_burden: float | None = None
     definite: float = 0.5
     possible: float = 0.25
 
@@ -70,11 +73,12 @@ class ModelDescription:
 
     channels: tuple[str, ...] = CONTRAST_AND_PHASE
     widths: tuple[int, int, int] = (8, 16, 22)
-    hidden: int = 10
+    hidden: int = 32
     geometry: PatchGeometry = field(default_factory=PatchGeometry)
     calibration: Calibration = field(default_factory=Calibration)
     name: str = "untrained"
     version: str = "0"
+    dropout: float = 0.1  # of the hidden features, in training
 
 
 class ResidualBlock(nn.Module):
@@ -99,7 +103,7 @@ class MicrobleedNet(nn.Module):
     Two convolutions at full resolution, for a small microbleed is a few voxels; residual blocks at
     half of it; two wider convolutions, halved again; then two dense layers that know where in the
     patch a feature lies, and so whether a dark spot is the candidate or its neighbour. The layout
-    and size are those of the network that Chen et al. described in 2018 (ISMRM, 0432).
+    is that of the network that Chen et al. described in 2018 (ISMRM, 0432), its dense layer wider.
     """
 
     def __init__(self, description: ModelDescription | None = None):
@@ -109,7 +113,7 @@ class MicrobleedNet(nn.Module):
         self.stem, self.residual, self.pooled = trunk(channels, self.description.widths, (2, 2, 2))
         places = math.prod(n // 2 // 2 for n in self.description.geometry.shape)
         self.hidden = nn.Linear(self.description.widths[-1] * places, self.description.hidden)
-        self.dropout = nn.Dropout(0.3)
+        self.dropout = nn.Dropout(self.description.dropout)
         self.head = nn.Linear(self.description.hidden, len(CLASSES))
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -235,6 +239,7 @@ def _description_from(metadata: dict[str, str]) -> ModelDescription:
         calibration=Calibration(**calibration),
         name=content["name"],
         version=content["version"],
+        dropout=float(content.get("dropout", 0.0)),
     )
 
 
@@ -298,14 +303,36 @@ def calibrate(
     return scaled / scaled.sum(axis=1, keepdims=True)
 
 
+def calibrate_scan(
+    logits: np.ndarray,
+    calibration: Calibration,
+    scores: np.ndarray | None = None,
+    points_mm: np.ndarray | None = None,
+) -> np.ndarray:
+    """Probabilities (n, 3) of the candidates of one scan, its burden weighed in.
+
+    Raises
+    ------
+    ValueError
+        The calibration uses scores or the burden, and scores or positions are not given.
+    """
+    probabilities = calibrate(logits, calibration, scores)
+    if calibration.usual_burden is None:
+        return probabilities
+    if points_mm is None:
+        raise ValueError("this network was calibrated with the scan's burden: give positions")
+    return weigh_by_burden(probabilities, points_mm, calibration.usual_burden)
+
+
 def predict(
     model: LoadedModel,
     patches: np.ndarray,
     scores: np.ndarray | None = None,
     threads: int | None = None,
     mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES,
+    points_mm: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Calibrated probabilities of the three classes.
+    """Calibrated probabilities of the three classes for the candidates of one scan.
 
     Parameters
     ----------
@@ -319,6 +346,8 @@ def predict(
         CPU threads to use; default: as many as torch is set to.
     mirrors : sequence of tuple, optional
         Of `predict_logits`: those that the network was calibrated with.
+    points_mm : (n, 3) array, optional
+        Where the candidates are; needed by networks whose calibration has a ``usual_burden``.
 
     Returns
     -------
@@ -332,4 +361,4 @@ def predict(
         logits = predict_logits(model.network, seen, mirrors)
     finally:
         torch.set_num_threads(before)
-    return calibrate(logits, model.description.calibration, scores)
+    return calibrate_scan(logits, model.description.calibration, scores, points_mm)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 LEAST_MM = 3.0  # a place this close is on the lesion, however small
 BEYOND_SLICE_MM = 1.0  # places in neighbouring slices are this much farther apart at most
@@ -30,3 +31,32 @@ def reach_mm(diameter_mm: np.ndarray, same_place: float = LEAST_MM) -> np.ndarra
     """
     radius = np.asarray(diameter_mm, dtype=float) / 2
     return np.clip(radius + BEYOND_EDGE_MM, same_place, FARTHEST_MM)
+
+
+def suppress_neighbours(points: np.ndarray, scores: np.ndarray, distance_mm: float) -> np.ndarray:
+    """Indices of the points that no better point lies within ``distance_mm`` of, best first.
+
+    Parameters
+    ----------
+    points : (n, 3) array
+        Positions in mm.
+    scores : (n,) array
+    distance_mm : float
+
+    Returns
+    -------
+    (kept,) array of int
+        Equal scores keep the earlier point.
+    """
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    if len(order) == 0:
+        return order
+    tree = cKDTree(points)
+    gone = np.zeros(len(points), dtype=bool)
+    kept = []
+    for index in order:
+        if gone[index]:
+            continue
+        kept.append(index)
+        gone[tree.query_ball_point(points[index], distance_mm)] = True
+    return np.array(kept, dtype=int)

@@ -17,10 +17,10 @@ from cmb_bids.candidates import (
     find_candidates,
     label_candidates,
     phase_coherence,
-    suppress_neighbours,
 )
 from cmb_bids.frst import draw_ball
 from cmb_bids.place_features import fill_outside
+from cmb_bids.same_lesion import suppress_neighbours
 from cmb_bids.volumes import (
     read_table,
     read_volume,

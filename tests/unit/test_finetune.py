@@ -13,7 +13,7 @@ from toys import toy_case
 from cmb_bids.errors import BadData, InputMissing, NothingMatched
 from cmb_bids.resnet import MicrobleedNet, ModelDescription, load_model, save_model
 from cmb_bids.training import ablation, cli, finetune, growth, transfer, trials, tune
-from cmb_bids.training.fit import FitConfig, sample_batch
+from cmb_bids.training.fit import FitConfig, Patches, sample_batch
 from cmb_bids.training.shards import save_case
 from cmb_bids.volumes import write_table, write_volume
 
@@ -151,7 +151,8 @@ def test_no_participant_is_on_both_sides():
 
 def test_new_and_kept_patches_are_drawn_equally_often():
     new, kept = np.array([0, 2, 2]), np.array([0] * 50 + [1] * 10 + [2] * 40)
-    weights, labels = tune._even_weights(new, kept), np.concatenate([new, kept])
+    known = Patches(np.zeros(100), kept, np.linspace(1, 2, 100))
+    weights, labels = tune._even_weights(new, np.ones(3), known), np.concatenate([new, kept])
     drawn = sample_batch(labels, 3000, np.random.default_rng(0), weights)
     of_class = drawn[labels[drawn] == 0]
     assert (of_class < 3).mean() == pytest.approx(0.5, abs=0.06)

@@ -10,19 +10,29 @@ import pytest
 import torch
 from toys import STORED, toy_case, toy_patches
 
+from cmb_bids.burden_prior import weigh_by_burden
 from cmb_bids.errors import UsageError
 from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import Calibration, MicrobleedNet, ModelDescription, calibrate
 from cmb_bids.training import cli, fingerprint, processed, recipes, shards
 from cmb_bids.training.cases import make_case
-from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, augment, fit, sample_batch
+from cmb_bids.training.fit import (
+    MARGIN_VOXELS,
+    FitConfig,
+    augment,
+    draw_weights,
+    fit,
+    sample_batch,
+)
 from cmb_bids.training.labels import IGNORED, MICROBLEED, OTHER, label_candidates, ranked_hits
 from cmb_bids.training.scoring import (
     ScoredCase,
     calibration_error,
     choose_thresholds,
+    definite_threshold,
     detection_metrics,
     fit_calibration,
+    fit_usual_burden,
     froc,
 )
 from cmb_bids.training.shards import load_case, save_case, split_of
@@ -46,7 +56,7 @@ def test_labels_are_one_to_one():
     truth = truth_of(
         ("microbleed", 0, 0, 0, 3), ("calcification", 30, 0, 0, 3), ("vein", 60, 0, 0, 3)
     )
-    points = [[1, 0, 0], [2.5, 0, 0], [30, 1, 0], [60, 0, 0], [4, 0, 0]]
+    points = [[1, 0, 0], [2.5, 0, 0], [30, 1, 0], [60, 0, 0], [5.5, 0, 0]]
     np.testing.assert_array_equal(label_candidates(points, truth), [0, -1, 1, 2, 2])
 
 
@@ -57,13 +67,19 @@ def test_large_lesions_reach_further_but_not_beyond_five_mm():
     )
 
 
+def test_nothing_within_scoring_distance_of_a_microbleed_is_taught_as_a_mimic():
+    truth = truth_of(("microbleed", 0, 0, 0, 2), ("calcification", 30, 0, 0, 2))
+    points = [[0, 0, 0], [0, 0, 4.9], [0, 0, 5.1], [30, 0, 4.9]]
+    np.testing.assert_array_equal(label_candidates(points, truth), [0, -1, 2, 2])
+    # What lies beside one is no microbleed either where nothing lies on it.
+    np.testing.assert_array_equal(label_candidates(points[1:2], truth), [-1])
+
+
 def test_no_candidates_or_no_lesions():
     in_next_slice = [[0, 0, 0.4], [0, 0, 3.6]]
-    assert list(label_candidates(in_next_slice, truth_of(("microbleed", 0, 0, 0, 2)))) == [0, 2]
-    assert list(label_candidates(in_next_slice, truth_of(("microbleed", 0, 0, 0, 2)), 4.0)) == [
-        0,
-        -1,
-    ]
+    calcification = truth_of(("calcification", 0, 0, 0, 2))
+    assert list(label_candidates(in_next_slice, calcification)) == [1, 2]
+    assert list(label_candidates(in_next_slice, calcification, 4.0)) == [1, -1]
     assert label_candidates(np.zeros((0, 3)), truth_of(("microbleed", 0, 0, 0, 3))).shape == (0,)
     assert (label_candidates(np.zeros((2, 3)), truth_of()) == 2).all()
     assert not ranked_hits(np.zeros((2, 3)), np.ones(2), np.zeros((0, 3))).any()
@@ -133,9 +149,61 @@ def test_threshold_is_half_the_best_f1_or_where_it_is_best():
     assert choose_thresholds(cases, probabilities=False)[0] == pytest.approx(0.575)
 
 
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [
+        ([0.99] * 20 + [0.4], 1 / 3),  # all that may be called are expected to be 95 % right
+        ([0.99] * 20 + [0.4] + [0.35] * 3, 0.4),  # the next would be too many
+        ([0.99] + [0.4] * 20, 0.45),  # not even one: where F1 is best
+        ([0.6] * 5, 0.45),
+        ([], 1 / 3),
+    ],
+)
+def test_definite_begins_lower_while_precision_lasts(probabilities, expected):
+    assert definite_threshold(np.array(probabilities), 0.45) == pytest.approx(expected)
+
+
+def test_burden_that_fits_is_found_again():
+    rng = np.random.default_rng(1)
+    cases, truth = [], 2.0
+    for index in range(150):
+        rate = rng.gamma(1.0, 6.0)
+        lesions = int(min(rng.poisson(rate), 40))
+        labels = np.array([0] * lesions + [2] * 8)
+        seen = np.where(
+            labels == 0, rng.normal(1.5, 1, len(labels)), rng.normal(-1.5, 1, len(labels))
+        )
+        # Odds of one seen by itself, in a mixture of as many lesions as there are on average.
+        odds = np.exp(3 * seen) * 6 / 8
+        cases.append(scored(odds / (1 + odds), labels, index=index))
+    fitted = fit_usual_burden(cases)
+    assert truth < fitted < 12  # near the mean of others that a lesion has, 6 to 12
+    weighed = [
+        dataclasses.replace(c, probabilities=weigh_by_burden(c.probabilities, c.points_mm, fitted))
+        for c in cases
+    ]
+    assert _surprise(weighed) < 0.95 * _surprise(cases)
+
+
+def _surprise(cases):
+    p = np.concatenate([case.probabilities[:, 0] for case in cases])
+    hit = np.concatenate([case.labels for case in cases]) == 0
+    return -np.log(np.where(hit, p, 1 - p)).mean()
+
+
+def test_nothing_known_is_a_burden_of_one():
+    assert fit_usual_burden([]) == pytest.approx(1.0, abs=0.01)
+
+
 def test_thresholds_of_cases_without_lesions_call_little():
     assert choose_thresholds([scored([0.9, 0.1], [2, 2])])[0] >= 0.2
     assert choose_thresholds([scored([], [])])[0] >= 0.2
+
+
+def test_mimics_that_look_like_lesions_are_drawn_more_often():
+    labels, scores = np.array([0, 1, 2, 2, 2, 2]), np.array([3.0, -9, 3, 0, -6, -99])
+    weights = draw_weights(labels, scores)
+    np.testing.assert_allclose(weights, [1, 1, np.exp(1.2), 1, np.exp(-2.4), np.exp(-2.4)])
 
 
 def test_batches_hold_fixed_shares():

@@ -187,14 +187,17 @@ def test_only_cases_with_a_magnitude_run_are_learnt_from_in_the_comparison(tmp_p
     assert chosen == steps.training_cases(paths, CONTENDERS["phase"]) == paths[:1]
     shipped = CONTENDERS["microbleed-one-channel"]
     assert steps.training_cases(paths, shipped) == paths
-    patches, _ = steps.load_training(paths, shipped)
+    patches = steps.load_training(paths, shipped).patches
     assert patches.shape[:2] == (27, 1)
     stand_in = load_case(paths[1]).candidates["complex"].patches[:, :1]
     np.testing.assert_array_equal(patches[9:18], stand_in)
     with pytest.raises(BadData, match="magnitude-only"):
         steps.training_cases(paths[1:], CONTENDERS["swi"])
-    phase, _ = steps.load_training(paths[:1], CONTENDERS["phase"])
-    np.testing.assert_array_equal(phase, load_case(paths[0]).candidates["complex"].patches[:, 1:])
+    phase = steps.load_training(paths[:1], CONTENDERS["phase"])
+    assert (phase.weights == 1).all()  # compared on equal terms
+    np.testing.assert_array_equal(
+        phase.patches, load_case(paths[0]).candidates["complex"].patches[:, 1:]
+    )
 
 
 def test_too_many_missing_cases_are_refused(tmp_path):

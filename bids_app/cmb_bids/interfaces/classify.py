@@ -86,7 +86,7 @@ def classify_candidates(
         loaded.description.geometry,
     )
     scores = candidates["score"].to_numpy(dtype=float)
-    probabilities = predict(loaded, patches, scores, threads)
+    probabilities = predict(loaded, patches, scores, threads, points_mm=points)
     table = pd.DataFrame(
         {"index": candidates["index"].to_numpy(dtype=int)}
         | {
@@ -105,6 +105,7 @@ def classify_candidates(
         if with_phase
         else "magnitude alone: without phase, calcification cannot be told from microbleeds",
         "thresholds": {"definite": calibration.definite, "possible": calibration.possible},
+        "usual_burden": calibration.usual_burden,
         "candidates": len(table),
         "trained_on": "simulated data only",
     }

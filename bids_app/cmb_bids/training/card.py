@@ -191,11 +191,18 @@ def _made_from(metrics: Mapping[str, Any]) -> str:
             f"{training['device']}.",
             f"- Calibration on held-out cases: temperature {calibration['temperature']:.4g}, "
             f"offsets {_numbers(calibration['bias'])}, weights of the candidate score "
-            f"{_numbers(calibration['score_weights'])}.",
+            f"{_numbers(calibration['score_weights'])}; {_usual_burden(calibration)}.",
             f"- Code: version {metrics['model']['version']}, commit {training['commit']}.",
             f"- Command: `{training['command']}`",
         ]
     )
+
+
+def _usual_burden(calibration: Mapping[str, Any]) -> str:
+    burden = calibration["usual_burden"]
+    if burden is None:
+        return "the scan's burden does not weigh"
+    return f"odds unchanged beside {burden:.2g} other microbleeds"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -27,12 +27,12 @@ from cmb_bids.resnet import CONTRAST_AND_PHASE, SHIPPED, LoadedModel, load_model
 from cmb_bids.same_lesion import LEAST_MM, same_place_mm
 from cmb_bids.training.card import model_card
 from cmb_bids.training.contenders import CONTENDERS
-from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig
+from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, Patches
 from cmb_bids.training.labels import MICROBLEED, OTHER, label_candidates
 from cmb_bids.training.scoring import detection_metrics, evaluate_cases
 from cmb_bids.training.shards import CandidateSet, Case, split_of
 from cmb_bids.training.steps import class_counts, commit, load_training
-from cmb_bids.training.tune import KIND, Patches, Tuned, judged_before, tune
+from cmb_bids.training.tune import KIND, Tuned, judged_before, tune
 from cmb_bids.volumes import read_on_grid, read_volume, voxel_sizes, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def kept_patches(shards: Path | None) -> Patches | None:
     paths = [path for path in sorted(shards.glob("case-*.npz")) if split_of(path) == "train"]
     if not paths:
         raise InputMissing(shards, "holds no simulated training cases", "Check --shards")
-    return Patches(*load_training(paths[:MOST_KEPT_CASES], CONTENDERS[NAME]))
+    return load_training(paths[:MOST_KEPT_CASES], CONTENDERS[NAME])
 
 
 def _metrics(

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cmb_bids.resnet import CONTRAST_AND_PHASE, MicrobleedNet
+from cmb_bids.training.labels import OTHER
 from cmb_bids.training.residual2018 import ResidualNet2018
 
 Network = MicrobleedNet | ResidualNet2018
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 MARGIN_VOXELS = (2, 2, 2)  # stored around each patch, so that it can be shifted
 CLASS_SHARES = (0.30, 0.20, 0.50)  # of a batch; candidates are nine tenths 'other'
+HARDNESS = 0.4  # mimics whose lesion odds are e times higher are drawn e^0.4 = 1.5 times as often
+HARDNESS_SCORES = (-6.0, 3.0)  # beyond, they are drawn no more rarely or often
 LAYOUT = torch.channels_last_3d  # a third faster on CPUs
 
 
@@ -43,12 +46,36 @@ class FitConfig:
     epochs: float = 12.0  # where no steps are given
     peak_learning_rate: float = 3e-3
     weight_decay: float = 0.02
-    focal_gamma: float = 1.0
-    label_smoothing: float = 0.02
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
     average_decay: float = 0.995
     checkpoint_every: int = 200
     device: str = "cpu"
     precision: str = "float32"  # or bfloat16: of the convolutions, not of weights and loss
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a network learns from.
+
+    ``patches`` (n, channels, ...) float16 with margin, ``labels`` (n,), and ``weights`` (n,): how
+    often each is drawn, relative to the others of its class.
+    """
+
+    patches: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+
+def draw_weights(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Weights (n,) with which the mimics that look most like lesions are drawn most often.
+
+    Most candidates are easy, and teach nothing after the first thousands. ``scores`` (n,) are log
+    odds of screening. The weights are a power of the odds, so that what they do to a network's
+    probabilities is a weight of the score, which its calibration fits (`fit_calibration`).
+    """
+    odds = np.clip(np.asarray(scores, dtype=float), *HARDNESS_SCORES)
+    return np.where(labels == OTHER, np.exp(HARDNESS * odds), 1.0)
 
 
 def without_margin(stored: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from cmb_bids.same_lesion import LEAST_MM, reach_mm
+from cmb_bids.same_lesion import FARTHEST_MM, LEAST_MM, reach_mm
 
 MICROBLEED, CALCIFICATION, OTHER, IGNORED = 0, 1, 2, -1
 LABEL_OF_NAME = {"microbleed": MICROBLEED, "calcification": CALCIFICATION}
@@ -21,7 +21,9 @@ def label_candidates(
     A candidate belongs to a lesion within 3 mm (a slice and 1 mm where slices are thicker), or
     within its radius and 1.5 mm where that is more, but not beyond 5 mm. Of several on one lesion
     the one that the Hungarian matching chooses carries the label; the others are ignored, for they
-    are neither a second lesion nor a mimic.
+    are neither a second lesion nor a mimic. So is whatever lies within 5 mm of a microbleed, the
+    distance at which detections are scored: mostly its bloom, which shows farther than its core,
+    and taught as a mimic it would speak against plain lesions.
 
     Parameters
     ----------
@@ -48,6 +50,8 @@ def label_candidates(
     labels[near.any(axis=1)] = IGNORED
     rows, columns = linear_sum_assignment(np.where(near, distances, 1e3))
     kinds = lesions["name"].map(LABEL_OF_NAME).to_numpy(dtype=np.int8)
+    beside = distances[:, kinds == MICROBLEED] <= FARTHEST_MM
+    labels[beside.any(axis=1)] = IGNORED
     for row, column in zip(rows, columns, strict=True):
         if near[row, column]:
             labels[row] = kinds[column]

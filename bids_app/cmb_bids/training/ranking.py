@@ -28,7 +28,8 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 from cmb_bids.candidate_ranking import MAGNITUDE_ALONE, WITH_PHASE, Ranking
-from cmb_bids.candidates import CandidateConfig, propose_places, suppress_neighbours
+from cmb_bids.candidates import CandidateConfig, propose_places
+from cmb_bids.same_lesion import suppress_neighbours
 from cmb_bids.training.labels import LABEL_OF_NAME
 from cmb_bids.training.processed import process_case
 from cmb_bids.training.shards import split_at

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 
+from cmb_bids.burden_prior import weigh_by_burden
 from cmb_bids.evaluate import match_points
 from cmb_bids.resnet import Calibration, calibrate
 from cmb_bids.training.labels import CALCIFICATION, IGNORED, MICROBLEED, ranked_hits
@@ -19,11 +20,14 @@ from cmb_bids.training.shards import Case
 FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FROC is read
 CALIBRATION_BINS = 10
 GRID = np.round(np.arange(0.02, 0.96, 0.01), 2)  # thresholds that are tried
-LOWEST_DEFINITE = 0.2
+EXPECTED_PRECISION = 0.95  # definite begins lower than at the best F1 while it stays this high
+LOWEST_DEFINITE = 1 / 3  # but no lower than where one miss weighs two false alarms
 POSSIBLE_BETA = 1.5  # how many times a miss weighs a false alarm where "possible" begins
+MOST_OF_DEFINITE = 0.75  # possible begins at this share of definite or lower
 # What is known of a simulated lesion; a case without lesions has the columns too.
 LESION_COLUMNS = ("x", "y", "z", "diameter_mm", "contrast_to_noise", "mars_class")
 SIZE_EDGES_MM = (0.0, 1.5, 2.0, 3.0, np.inf)  # of the lesion's core
+USUAL_BURDENS = (0.05, 50.0)  # between which the one that fits is sought
 RIDGE = 1e-2  # on the calibration's five numbers, in candidates: decides only where data do not
 
 
@@ -130,6 +134,34 @@ def fit_calibration(
     return calibration_of(best)
 
 
+def fit_usual_burden(cases: Sequence[ScoredCase]) -> float:
+    """The ``usual_burden`` with which validation cases are likeliest (`cmb_bids.burden_prior`).
+
+    Parameters
+    ----------
+    cases : sequence of ScoredCase
+        With the probabilities of each candidate by itself.
+
+    Returns
+    -------
+    float
+        Held near one where the cases say little (a normal prior of its logarithm, sd 1).
+    """
+
+    def loss(log_burden: float) -> float:
+        total = log_burden**2 / 2
+        for case in cases:
+            used = case.labels >= 0
+            burden = float(np.exp(log_burden))
+            p = weigh_by_burden(case.probabilities, case.points_mm, burden)[used, MICROBLEED]
+            right = np.where(case.labels[used] == MICROBLEED, p, 1 - p)
+            total -= float(np.log(np.maximum(right, 1e-12)).sum())
+        return total
+
+    found = minimize_scalar(loss, bounds=np.log(USUAL_BURDENS), method="bounded")
+    return round(float(np.exp(found.x)), 3)
+
+
 def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, int]:
     """Scores and hits of all candidates of all cases, and the number of microbleeds.
 
@@ -149,13 +181,17 @@ def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, in
 def choose_thresholds(
     cases: Sequence[ScoredCase], probabilities: bool = True
 ) -> tuple[float, float]:
-    """Definite and possible thresholds: for the best F1, and with misses weighing more, F1.5.
+    """Definite and possible thresholds: for the best F1 or lower, and with misses weighing more.
 
     Where F is highest on a few dozen lesions is mostly chance. How high it is there is not, and
     for calibrated probabilities the threshold that maximises F is F / (1 + beta^2) at its maximum:
     half of F1, four thirteenths of F1.5 (Lipton et al., ECML 2014). `tools/measure_thresholds.py`
-    shows what that buys. F2 would begin where five in six are wrong. Possible is lower than
-    definite by at least a third, so that there is room between.
+    shows what that buys. F2 would begin where five in six are wrong.
+
+    F1 hardly changes over a wide range around its maximum where mimics are few. Definite then
+    begins lower, where more are found: as low as 95 % of the calls are expected to be microbleeds,
+    but not below one third, where one miss weighs two false alarms (p / (1 - p) = 1 / 2).
+    Possible is lower than definite by at least a quarter, so that there is room between.
 
     Parameters
     ----------
@@ -174,9 +210,19 @@ def choose_thresholds(
 
     definite, possible = best(1.0), best(POSSIBLE_BETA)
     if not probabilities:
-        return definite, min(possible, definite * 2 / 3)
-    definite = round(max(definite, LOWEST_DEFINITE), 3)
-    return definite, round(min(max(possible, GRID[0]), definite * 2 / 3), 3)
+        return definite, min(possible, definite * MOST_OF_DEFINITE)
+    definite = round(definite_threshold(scores, definite), 3)
+    return definite, round(min(max(possible, GRID[0]), definite * MOST_OF_DEFINITE), 3)
+
+
+def definite_threshold(probabilities: np.ndarray, at_best_f1: float) -> float:
+    """Where definite begins for calibrated probabilities (n,), as `choose_thresholds` says."""
+    called = np.sort(probabilities[probabilities >= LOWEST_DEFINITE])[::-1]
+    expected = np.cumsum(called) / np.arange(1, len(called) + 1)  # falls with every call
+    allowed = called[expected >= EXPECTED_PRECISION]
+    every_one = len(allowed) == len(called)
+    lowest = LOWEST_DEFINITE if every_one else float(allowed.min(initial=1.0))
+    return max(min(at_best_f1, lowest), LOWEST_DEFINITE)
 
 
 def _levels(scores: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ from cmb_bids.resnet import (
     MIRRORED_AXES,
     Calibration,
     MicrobleedNet,
-    calibrate,
+    calibrate_scan,
     predict_logits,
     save_model,
 )
@@ -45,7 +45,15 @@ from cmb_bids.training.contenders import (
     strengths,
     targets,
 )
-from cmb_bids.training.fit import FitConfig, Network, fit, sample_batch, without_margin
+from cmb_bids.training.fit import (
+    FitConfig,
+    Network,
+    Patches,
+    draw_weights,
+    fit,
+    sample_batch,
+    without_margin,
+)
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED
 from cmb_bids.training.scoring import (
     ScoredCase,
@@ -53,6 +61,7 @@ from cmb_bids.training.scoring import (
     detection_metrics,
     evaluate_cases,
     fit_calibration,
+    fit_usual_burden,
     scored_case,
 )
 from cmb_bids.training.shards import (
@@ -162,17 +171,20 @@ def training_cases(paths: Sequence[Path], contender: Contender) -> list[Path]:
 
 def load_training(
     paths: Sequence[Path], contender: Contender, scratch: Path | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Patches (n, channels, ...) float16 and labels (n,) of cases, ignored candidates left out.
+) -> Patches:
+    """What a contender learns from in these cases, ignored candidates left out.
 
-    The array is made once and filled. Where ``scratch`` names a file (.npy) it lies there and not
-    in memory, for thousands of cases would not fit; the caller removes it.
+    Shipped networks see more of what looks like a lesion; the compared ones, which are calibrated
+    without the candidate's score, draw all alike. The array is made once and filled. Where
+    ``scratch`` names a file (.npy) it lies there and not in memory, for thousands of cases would
+    not fit; the caller removes it.
     """
     kinds = ("complex", contender.kind)
-    labels = []
+    labels, scores = [], []
     for path in paths:
         found = found_in(load_case(path, kinds, patches=False), contender.kind)
         labels.append(targets(contender, found.labels))
+        scores.append(found.scores)
     total = sum(int((part >= 0).sum()) for part in labels)
     patches: np.ndarray | None = None
     filled = 0
@@ -195,7 +207,10 @@ def load_training(
         filled += len(part)
     if patches is None:
         raise BadData(paths[0].parent, "has no candidates to train on", "Simulate more cases")
-    return patches, np.concatenate([part[part >= 0] for part in labels])
+    given = np.concatenate(labels)
+    label, score = given[given >= 0], np.concatenate(scores)[given >= 0]
+    weights = draw_weights(label, score) if contender.shipped else np.ones(len(label))
+    return Patches(patches, label, weights)
 
 
 def train(
@@ -228,21 +243,24 @@ def train(
     chosen = training_cases(cases_of(summary), contender)
     weights.parent.mkdir(parents=True, exist_ok=True)
     scratch = weights.with_name(f".{contender.name}.patches.npy")
-    patches, labels = load_training(chosen, contender, scratch)
-    counts = class_counts(labels)
-    log.info("%s: %d candidates %s of %d cases", contender.name, len(labels), counts, len(chosen))
+    data = load_training(chosen, contender, scratch)
+    counts = class_counts(data.labels)
+    log.info(
+        "%s: %d candidates %s of %d cases", contender.name, len(data.labels), counts, len(chosen)
+    )
     checkpoint = weights.with_name(f".{contender.name}.checkpoint")
     started = time.monotonic()
     for start in range(STARTS):
         one = dataclasses.replace(config, seed=config.seed + start)
         network, _ = fit(
             new_network(contender, one.seed),
-            patches,
-            labels,
+            data.patches,
+            data.labels,
             one,
-            resumable(checkpoint, one, labels),
+            resumable(checkpoint, one, data.labels),
+            weights=data.weights,
         )
-        if has_learnt(network, patches, labels, one.seed):
+        if has_learnt(network, data.patches, data.labels, one.seed):
             break
         log.warning("%s learnt nothing from start %d", contender.name, start + 1)
     save_weights(network, weights)
@@ -351,8 +369,8 @@ def calibrated(
 ) -> tuple[Calibration, list[ScoredCase]]:
     """Calibration and thresholds fitted to validation cases, and these cases as it sees them.
 
-    Only shipped networks are calibrated with the candidates' score: it knows more than the images
-    that are compared.
+    Only shipped networks are calibrated with the candidates' score and the scan's burden: both
+    know more than the images that are compared.
     """
     calibration = fit_calibration(
         np.concatenate([one.logits for one in judged]),
@@ -360,13 +378,17 @@ def calibrated(
         np.concatenate([one.found.scores for one in judged]) if contender.shipped else None,
     )
     cases = [apply(contender, one, calibration) for one in judged]
+    if contender.shipped:
+        calibration = dataclasses.replace(calibration, usual_burden=fit_usual_burden(cases))
+        cases = [apply(contender, one, calibration) for one in judged]
     definite, possible = choose_thresholds(cases, probabilities=bool(contender.channels))
     return dataclasses.replace(calibration, definite=definite, possible=possible), cases
 
 
 def apply(contender: Contender, judged: Judged, calibration: Calibration) -> ScoredCase:
     """A case with calibrated probabilities."""
-    probabilities = calibrate(judged.logits, calibration, judged.found.scores)
+    found = judged.found
+    probabilities = calibrate_scan(judged.logits, calibration, found.scores, found.points_mm)
     return scored_case(judged.case, contender.kind, probabilities)
 
 

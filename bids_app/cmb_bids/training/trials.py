@@ -15,10 +15,9 @@ import torch
 from cmb_bids.resnet import MIRRORED_AXES, MicrobleedNet
 from cmb_bids.training.comparison import counts_of, paired, with_intervals
 from cmb_bids.training.contenders import CONTENDERS, new_network
-from cmb_bids.training.fit import FitConfig, fit
+from cmb_bids.training.fit import FitConfig, Patches, fit
 from cmb_bids.training.scoring import ScoredCase, calibration_error
 from cmb_bids.training.steps import calibrated, judge, load_training
-from cmb_bids.training.tune import Patches
 
 # Trained and calibrated as the shipped two-channel network is.
 LEARNER = CONTENDERS["microbleed-two-channel"]
@@ -41,14 +40,16 @@ def learn(
     mirrors : sequence of tuple
         Of `cmb_bids.resnet.predict_logits`, for the calibration: those it will be judged with.
     """
-    patches, labels = load_training(train, LEARNER)
-    network, _ = fit(new_network(LEARNER, config.seed), patches, labels, config)
+    data = load_training(train, LEARNER)
+    network, _ = fit(
+        new_network(LEARNER, config.seed), data.patches, data.labels, config, weights=data.weights
+    )
     assert isinstance(network, MicrobleedNet)
     calibration, _ = calibrated(LEARNER, judge(LEARNER, network, validation, mirrors))
     network.description = dataclasses.replace(network.description, calibration=calibration)
     rng = np.random.default_rng(config.seed)
-    some = np.sort(rng.permutation(len(labels))[:MOST_KEPT])
-    return network, Patches(patches[some], labels[some])
+    some = np.sort(rng.permutation(len(data.labels))[:MOST_KEPT])
+    return network, Patches(data.patches[some], data.labels[some], data.weights[some])
 
 
 def compared(

@@ -21,12 +21,18 @@ from cmb_bids.resnet import (
     MIRRORED_AXES,
     Calibration,
     MicrobleedNet,
-    calibrate,
+    calibrate_scan,
     predict_logits,
 )
-from cmb_bids.training.fit import FitConfig, fit, without_margin
+from cmb_bids.training.fit import FitConfig, Patches, draw_weights, fit, without_margin
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, OTHER
-from cmb_bids.training.scoring import ScoredCase, choose_thresholds, fit_calibration, scored_case
+from cmb_bids.training.scoring import (
+    ScoredCase,
+    choose_thresholds,
+    fit_calibration,
+    fit_usual_burden,
+    scored_case,
+)
 from cmb_bids.training.shards import Case
 
 log = logging.getLogger(__name__)
@@ -38,14 +44,6 @@ FEWEST_PARTICIPANTS = 3
 FEWEST_MICROBLEEDS = 10  # with a candidate: fewer say nothing about calibration
 FEWEST_STEPS = 20
 CERTAIN_CALCIFICATION = 0.5
-
-
-@dataclass(frozen=True)
-class Patches:
-    """Patches (n, channels, ...) float16 with their labels (n,), ignored ones left out."""
-
-    patches: np.ndarray
-    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,8 @@ def _labels(
     found = case.candidates[KIND]
     if calcifications_labelled or not len(found.labels):
         return found.labels
-    before = calibrate(logits, network.description.calibration, found.scores)
+    calibration = network.description.calibration
+    before = calibrate_scan(logits, calibration, found.scores, found.points_mm)
     doubtful = (found.labels == OTHER) & (before[:, CALCIFICATION] >= CERTAIN_CALCIFICATION)
     return np.where(doubtful, -1, found.labels)
 
@@ -167,12 +166,15 @@ def _fit(
         [c.candidates[KIND].patches[u] for c, u in zip(cases, used, strict=True)]
     )
     target = np.concatenate([label[u] for label, u in zip(labels, used, strict=True)])
+    weights = draw_weights(
+        target,
+        np.concatenate([c.candidates[KIND].scores[u] for c, u in zip(cases, used, strict=True)]),
+    )
     per_epoch = len(target) / 4 / config.batch_size
     steps = config.steps or max(FEWEST_STEPS, round(config.epochs * per_epoch))
     config = dataclasses.replace(config, steps=steps, peak_learning_rate=PEAK_LEARNING_RATE)
-    weights = None
     if kept is not None:
-        weights = _even_weights(target, kept.labels)
+        weights = _even_weights(target, weights, kept)
         patches = np.concatenate([patches, kept.patches])
         target = np.concatenate([target, kept.labels])
     tuned, steps = fit(copy.deepcopy(network), patches, target, config, weights=weights)
@@ -180,14 +182,14 @@ def _fit(
     return tuned, steps
 
 
-def _even_weights(new: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def _even_weights(labels: np.ndarray, weights: np.ndarray, kept: Patches) -> np.ndarray:
     """Weights (n + k,) with which new and kept patches are drawn equally often in every class."""
-    weights = [np.ones(len(new)), np.ones(len(kept))]
-    for part, labels in zip(weights, (new, kept), strict=True):
+    parts = [weights.copy(), kept.weights.copy()]
+    for part, known in zip(parts, (labels, kept.labels), strict=True):
         for number in range(len(CLASSES)):
-            members = labels == number
-            part[members] = 1 / max(int(members.sum()), 1)
-    return np.concatenate(weights)
+            members = known == number
+            part[members] /= part[members].sum() or 1.0
+    return np.concatenate(parts)
 
 
 def _logits(
@@ -204,17 +206,28 @@ def _calibration(
     cases: Sequence[Case], logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]
 ) -> Calibration:
     """Calibration and thresholds from judgements of networks that had not seen the cases."""
-    scores = [case.candidates[KIND].scores for case in cases]
-    calibration = fit_calibration(
-        np.concatenate(logits), np.concatenate(labels), np.concatenate(scores)
-    )
+    calibration = _probabilities_of(cases, logits, labels)
     judged = [_apply(case, z, calibration) for case, z in zip(cases, logits, strict=True)]
     definite, possible = choose_thresholds(judged)
     return dataclasses.replace(calibration, definite=definite, possible=possible)
 
 
+def _probabilities_of(
+    cases: Sequence[Case], logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+) -> Calibration:
+    """The calibration without thresholds."""
+    scores = [case.candidates[KIND].scores for case in cases]
+    calibration = fit_calibration(
+        np.concatenate(logits), np.concatenate(labels), np.concatenate(scores)
+    )
+    judged = [_apply(case, z, calibration) for case, z in zip(cases, logits, strict=True)]
+    return dataclasses.replace(calibration, usual_burden=fit_usual_burden(judged))
+
+
 def _apply(case: Case, logits: np.ndarray, calibration: Calibration) -> ScoredCase:
-    return scored_case(case, KIND, calibrate(logits, calibration, case.candidates[KIND].scores))
+    found = case.candidates[KIND]
+    probabilities = calibrate_scan(logits, calibration, found.scores, found.points_mm)
+    return scored_case(case, KIND, probabilities)
 
 
 def _calibrated_apart(
@@ -227,11 +240,8 @@ def _calibrated_apart(
     judged = {}
     for fold in sorted(set(fold_of)):
         others = np.flatnonzero(fold_of != fold)
-        calibration = fit_calibration(
-            np.concatenate([logits[i] for i in others]),
-            np.concatenate([labels[i] for i in others]),
-            np.concatenate([cases[i].candidates[KIND].scores for i in others]),
-        )
+        parts = ([each[i] for i in others] for each in (cases, logits, labels))
+        calibration = _probabilities_of(*parts)
         for i in np.flatnonzero(fold_of == fold):
             judged[i] = _apply(cases[i], logits[i], calibration)
     return [judged[i] for i in range(len(cases))]
