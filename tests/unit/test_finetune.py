@@ -12,7 +12,7 @@ from toys import toy_case
 
 from cmb_bids.errors import BadData, InputMissing, NothingMatched
 from cmb_bids.resnet import MicrobleedNet, ModelDescription, load_model, save_model
-from cmb_bids.training import ablation, cli, finetune, growth, transfer, trials, tune
+from cmb_bids.training import ablation, cli, comparison, finetune, growth, transfer, trials, tune
 from cmb_bids.training.fit import FitConfig, Patches, sample_batch
 from cmb_bids.training.shards import save_case
 from cmb_bids.volumes import write_table, write_volume
@@ -110,6 +110,14 @@ def test_a_users_labels_make_a_network_that_the_pipeline_can_use(study, capsys, 
     assert metrics["training"]["candidates"] == {"microbleed": 15, "calcification": 5, "other": 5}
     assert metrics["test"]["definite"]["microbleeds"] == 15
     assert metrics["simulated"] is False
+    gain = metrics["tuning"]
+    after, before = (gain[when]["sensitivity"]["value"] for when in ("after", "before"))
+    assert gain["difference"]["sensitivity"]["difference"] == pytest.approx(
+        after - before, abs=2e-4
+    )
+    assert gain["after"]["sensitivity"]["value"] == pytest.approx(
+        metrics["test"]["definite"]["sensitivity"], abs=1e-3
+    )
     assert "To use it" in capsys.readouterr().out
     card = path.with_suffix(".md").read_text()
     assert "labelled scans" in card
@@ -139,6 +147,14 @@ def test_calcifications_nobody_labelled_are_not_taught_to_be_nothing():
     kept = tune._labels(case, logits, network, calcifications_labelled=False)
     np.testing.assert_array_equal(np.flatnonzero(kept == -1), [1])
     np.testing.assert_array_equal(tune._labels(case, logits, network, True), found.labels)
+
+
+def test_intervals_are_over_participants_and_not_their_scans():
+    counts = np.arange(24.0).reshape(3, 8)
+    np.testing.assert_array_equal(
+        comparison._by_participant(counts, ["b", "a", "b"]), [counts[1], counts[0] + counts[2]]
+    )
+    assert comparison._by_participant(counts, None) is counts
 
 
 def test_no_participant_is_on_both_sides():

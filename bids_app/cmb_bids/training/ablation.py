@@ -22,9 +22,10 @@ from cmb_bids.errors import BadData, CmbError
 from cmb_bids.resnet import AS_IT_IS
 from cmb_bids.simulate import PROTOCOLS
 from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
+from cmb_bids.training.comparison import before_and_after
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.trials import add_arguments, begin, compared, learn
+from cmb_bids.training.trials import add_arguments, begin, learn
 from cmb_bids.training.tune import KIND, judged_before
 from cmb_bids.volumes import write_json
 
@@ -126,7 +127,7 @@ def ablate(
         "seed": config.seed,
         "cases_judged": len(held_out),
         "microbleeds": sum(len(case.microbleeds) for case in before),
-        **compared(before, after, thresholds),
+        **before_and_after(before, after, thresholds),
     }
 
 

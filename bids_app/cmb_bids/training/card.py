@@ -215,6 +215,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def gain_table(title: str, result: Mapping[str, Any]) -> str:
+    """What `cmb_bids.training.comparison.before_and_after` found, as a table (Markdown)."""
+    rows = [
+        [
+            said,
+            interval(result["before"][name]),
+            interval(result["after"][name]),
+            shown(result["difference"][name]["p"]),
+        ]
+        for name, said in METRIC_NAMES.items()
+    ]
+    errors = result["calibration_error"]
+    rows.append(
+        ["expected calibration error", shown(errors["before"]), shown(errors["after"]), "-"]
+    )
+    return table([title, "before", "after tuning", "p"], rows)
+
+
 def shown(value: float | None) -> str:
     """A figure, or a dash where there is none."""
     return "-" if value is None else f"{value:.4g}"

@@ -122,6 +122,58 @@ def paired(
     return result
 
 
+def before_and_after(
+    before: Sequence[ScoredCase],
+    after: Sequence[ScoredCase],
+    thresholds: Sequence[float],
+    participants: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Metrics of two networks on the same cases, and the paired difference.
+
+    Parameters
+    ----------
+    before, after : sequence of ScoredCase
+        The same cases in the same order, as each network sees them.
+    thresholds : sequence of float
+        The definite threshold of each network.
+    participants : sequence of str, optional
+        Of each case; without them each case is a participant of its own.
+
+    Returns
+    -------
+    dict
+        ``before``, ``after`` and ``difference`` (metrics with intervals over participants, the
+        last with p), ``calibration_error``.
+    """
+    counts = [
+        _by_participant(np.array([counts_of(case, threshold) for case in cases]), participants)
+        for cases, threshold in zip((before, after), thresholds, strict=True)
+    ]
+    errors = [
+        calibration_error(
+            np.concatenate([case.probabilities for case in cases]),
+            np.concatenate([case.labels for case in cases]),
+        )
+        for cases in (before, after)
+    ]
+    return {
+        "before": with_intervals(counts[0]),
+        "after": with_intervals(counts[1]),
+        "difference": paired(counts[1], counts[0]),
+        "calibration_error": {"before": errors[0], "after": errors[1]},
+    }
+
+
+def _by_participant(counts: np.ndarray, participants: Sequence[str] | None) -> np.ndarray:
+    """Counts (participants, 8) of counts (cases, 8)."""
+    if participants is None:
+        return counts
+    _, part = np.unique(np.asarray(participants), return_inverse=True)
+    sums = np.zeros((int(part.max()) + 1, counts.shape[1]))
+    np.add.at(sums, part, counts)
+    return sums
+
+
 def _difference(one: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     first, second = metrics_of(one), metrics_of(other)
     return {name: first[name] - second[name] for name in METRICS}

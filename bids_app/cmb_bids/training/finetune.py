@@ -25,11 +25,12 @@ from cmb_bids.evaluate.matching import ignored_lesions
 from cmb_bids.patches import classifier_patches
 from cmb_bids.resnet import CONTRAST_AND_PHASE, SHIPPED, LoadedModel, load_model, save_model
 from cmb_bids.same_lesion import LEAST_MM, same_place_mm
-from cmb_bids.training.card import model_card
+from cmb_bids.training.card import gain_table, model_card
+from cmb_bids.training.comparison import before_and_after
 from cmb_bids.training.contenders import CONTENDERS
 from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, Patches
 from cmb_bids.training.labels import MICROBLEED, OTHER, label_candidates
-from cmb_bids.training.scoring import detection_metrics, evaluate_cases
+from cmb_bids.training.scoring import evaluate_cases
 from cmb_bids.training.shards import CandidateSet, Case, split_of
 from cmb_bids.training.steps import class_counts, commit, load_training
 from cmb_bids.training.tune import KIND, Tuned, judged_before, tune
@@ -76,8 +77,8 @@ def finetune(args: argparse.Namespace) -> None:
     provenance = {key: metrics[key] for key in ("training", "data")}
     save_model(tuned.network, args.output / f"{NAME}.safetensors", provenance)
     write_json(args.output / f"{NAME}.json", metrics)
-    write_text(args.output / f"{NAME}.md", model_card(metrics) + before_and_after(metrics))
-    print(before_and_after(metrics))
+    write_text(args.output / f"{NAME}.md", model_card(metrics) + what_tuning_bought(metrics))
+    print(what_tuning_bought(metrics))
     print(f"To use it: network: {{model: {args.output.resolve() / NAME}.safetensors}}")
 
 
@@ -222,20 +223,20 @@ def _metrics(
             "command": f"{command} --seed {config.seed} --epochs {config.epochs:g}",
         },
         "calibration": dataclasses.asdict(calibration),
-        "before": detection_metrics(before, start.description.calibration.definite),
+        "tuning": before_and_after(
+            before,
+            tuned.cases,
+            [start.description.calibration.definite, calibration.definite],
+            participants,
+        ),
         "test": evaluate_cases(tuned.cases, calibration.definite, calibration.possible),
     }
 
 
-def before_and_after(metrics: dict[str, Any]) -> str:
-    """What tuning bought (Markdown)."""
-    from cmb_bids.training.card import KEY_IN_TEST, METRIC_NAMES, shown, table
-
-    rows = []
-    for name, said in METRIC_NAMES.items():
-        key = KEY_IN_TEST.get(name, name)
-        rows.append([said, shown(metrics["before"][key]), shown(metrics["test"]["definite"][key])])
+def what_tuning_bought(metrics: dict[str, Any]) -> str:
+    """Before and after (Markdown)."""
     kind = "simulated" if metrics["simulated"] else "labelled scans"
-    return f"\n## Before and after tuning ({kind}, participants held out)\n\n" + (
-        table(["", "before", "after"], rows) + "\n"
+    return (
+        f"\n## Before and after tuning ({kind}, participants held out)\n\n"
+        f"{gain_table('definite calls', metrics['tuning'])}\n"
     )

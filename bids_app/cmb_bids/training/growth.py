@@ -17,9 +17,10 @@ from typing import Any
 from cmb_bids.errors import BadData, CmbError
 from cmb_bids.resnet import AS_IT_IS
 from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
+from cmb_bids.training.comparison import before_and_after
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.trials import add_arguments, begin, compared, learn
+from cmb_bids.training.trials import add_arguments, begin, learn
 from cmb_bids.training.tune import KIND, judged_before
 from cmb_bids.volumes import write_json
 
@@ -72,7 +73,7 @@ def grow(paths: Sequence[Path], counts: Sequence[int], config: FitConfig) -> lis
                 "seed": config.seed,
                 "cases_judged": len(cases),
                 "microbleeds": sum(len(case.microbleeds) for case in cases),
-                **compared(first, now, [at_first, at_now]),
+                **before_and_after(first, now, [at_first, at_now]),
             }
         )
         before = seen

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cmb_bids.errors import BadData, CmbError
-from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
+from cmb_bids.training.card import gain_table
+from cmb_bids.training.comparison import before_and_after
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.trials import add_arguments, begin, compared, learn
+from cmb_bids.training.trials import add_arguments, begin, learn
 from cmb_bids.training.tune import KIND, judged_before, tune
 from cmb_bids.volumes import write_json
 
@@ -84,32 +85,19 @@ def transfer(
         "cases_judged": len(held_out),
         "test_cases_among_them": sum(split_of(path) == "test" for path in judged),
         "microbleeds": sum(len(case.microbleeds) for case in before),
-        **compared(before, after, thresholds),
+        **before_and_after(before, after, thresholds),
     }
 
 
 def described(result: dict[str, Any]) -> str:
     """The result as a table (Markdown)."""
-    rows = [
-        [
-            said,
-            interval(result["before"][name]),
-            interval(result["after"][name]),
-            shown(result["difference"][name]["p"]),
-        ]
-        for name, said in METRIC_NAMES.items()
-    ]
-    errors = result["calibration_error"]
-    rows.append(
-        ["expected calibration error", shown(errors["before"]), shown(errors["after"]), "-"]
-    )
     return (
         f"{result['protocol']} left out of training ({result['training_cases']} simulated cases of "
         f"other protocols, {result['training_steps']} steps), then {result['tuning_cases']} of its "
         f"cases with {result['tuning_microbleeds']} microbleeds to tune on "
         f"({result['tuning_steps']} steps); judged on {result['cases_judged']} others of it with "
         f"{result['microbleeds']} microbleeds.\n\n"
-        + table([f"{result['protocol']}, simulated", "before", "after tuning", "p"], rows)
+        + gain_table(f"{result['protocol']}, simulated", result)
     )
 
 

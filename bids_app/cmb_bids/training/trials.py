@@ -7,16 +7,13 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from cmb_bids.resnet import MIRRORED_AXES, MicrobleedNet
-from cmb_bids.training.comparison import counts_of, paired, with_intervals
 from cmb_bids.training.contenders import CONTENDERS, new_network
 from cmb_bids.training.fit import FitConfig, Patches, fit
-from cmb_bids.training.scoring import ScoredCase, calibration_error
 from cmb_bids.training.steps import calibrated, judge, load_training
 
 # Trained and calibrated as the shipped two-channel network is.
@@ -50,43 +47,6 @@ def learn(
     rng = np.random.default_rng(config.seed)
     some = np.sort(rng.permutation(len(data.labels))[:MOST_KEPT])
     return network, Patches(data.patches[some], data.labels[some], data.weights[some])
-
-
-def compared(
-    before: Sequence[ScoredCase], after: Sequence[ScoredCase], thresholds: Sequence[float]
-) -> dict[str, Any]:
-    """Metrics of two networks on the same cases, and the paired difference.
-
-    Parameters
-    ----------
-    before, after : sequence of ScoredCase
-        The same cases in the same order, as each network sees them.
-    thresholds : sequence of float
-        The definite threshold of each network.
-
-    Returns
-    -------
-    dict
-        ``before``, ``after`` and ``difference`` (metrics with intervals over participants, the
-        last with p), ``calibration_error``.
-    """
-    counts = [
-        np.array([counts_of(case, threshold) for case in cases])
-        for cases, threshold in zip((before, after), thresholds, strict=True)
-    ]
-    errors = [
-        calibration_error(
-            np.concatenate([case.probabilities for case in cases]),
-            np.concatenate([case.labels for case in cases]),
-        )
-        for cases in (before, after)
-    ]
-    return {
-        "before": with_intervals(counts[0]),
-        "after": with_intervals(counts[1]),
-        "difference": paired(counts[1], counts[0]),
-        "calibration_error": {"before": errors[0], "after": errors[1]},
-    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
