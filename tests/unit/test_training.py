@@ -296,6 +296,16 @@ def test_the_split_is_the_papers_and_grows_by_training_cases_only():
     assert all(s in splits[:20] for s in shards.PAPER_SPLIT)
 
 
+def test_fewer_training_cases_leave_the_held_out_ones_as_they_are():
+    assert shards.wanted_cases(30) == list(range(30))
+    chosen = shards.wanted_cases(220, 50)
+    splits = [shards.split_at(i) for i in chosen]
+    assert {s: splits.count(s) for s in shards.PAPER_SPLIT} == shards.PAPER_SPLIT | {"train": 50}
+    train = [i for i in range(220) if shards.split_at(i) == "train"]
+    assert [i for i in chosen if shards.split_at(i) == "train"] == train[:50]
+    assert shards.wanted_cases(220, 500) == list(range(220))
+
+
 def arguments(*words):
     parser = argparse.ArgumentParser()
     cli.add_arguments(parser)

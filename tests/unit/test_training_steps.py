@@ -202,8 +202,19 @@ def test_only_cases_with_a_magnitude_run_are_learnt_from_in_the_comparison(tmp_p
 
 def test_too_many_missing_cases_are_refused(tmp_path):
     save_case(toy_case(0), tmp_path / "case-00000.npz")
-    with pytest.raises(BadData, match="could not be made"):
+    with pytest.raises(BadData, match="19 of 20 cases could not be made"):
         steps.summarise_cases(tmp_path, 20, SETTINGS, tmp_path / "cases.json")
+
+
+def test_a_run_with_fewer_training_cases_knows_which_are_its_own(tmp_path):
+    for index in range(20):
+        save_case(toy_case(index), tmp_path / f"case-{index:05d}.npz")
+    summary = tmp_path / "cases.json"
+    steps.summarise_cases(tmp_path, 20, SETTINGS, summary, training_cases=10)
+    content = json.loads(summary.read_text())
+    assert content["split"]["train"] == 10
+    assert content["split"]["test"] >= 3
+    assert len(steps.cases_of(summary)) == content["made"] == sum(content["split"].values())
 
 
 def test_a_block_keeps_what_is_there_and_names_what_failed(tmp_path, monkeypatch):

@@ -34,6 +34,13 @@ def test_one_command_plans_every_step(tmp_path):
         assert rule in said
 
 
+def test_a_block_is_of_the_wanted_cases_alone(tmp_path):
+    keys = ("cases=220", "training_cases=54", "block_size=20", "shards=kept")
+    status, said = planned(tmp_path, *keys)
+    assert status == 0, said
+    assert ["block", "6"] in [line.split() for line in said.splitlines()], said
+
+
 def test_a_wrong_key_is_refused(tmp_path):
     status, said = planned(tmp_path, "device=abacus")
     assert status != 0

@@ -26,10 +26,16 @@ NETWORKS = {
 TARGETS = ("cases", "networks", "comparison", "everything")
 # Options of `cmb-lab train` that are keys of the workflow's configuration.
 KEYS = (
-    *("shards", "processed", "cases", "block_size", "seed"),
+    *("shards", "processed", "cases", "training_cases", "block_size", "seed"),
     *("steps", "comparison_steps", "device", "precision", "threads"),
 )
+# Those that decide what comes out.
+SAID = (
+    *("cases", "training_cases", "seed", "steps", "comparison_steps"),
+    *("threads", "device", "precision"),
+)
 FEWEST_CASES = 20  # below this a split is empty
+FEWEST_TRAINING_CASES = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "without simulating again",
     )
     simulated.add_argument("--cases", type=int, help="simulated scans (default: 220)")
+    simulated.add_argument(
+        "--training-cases",
+        type=int,
+        help="only so many of the cases that train, and still all that calibrate and test",
+    )
     simulated.add_argument("--steps", type=int, help="of each shipped network (default: 2700)")
     simulated.add_argument(
         "--comparison-steps", type=int, help="of each network that is compared (default: 900)"
@@ -95,6 +106,12 @@ def run(args: argparse.Namespace) -> int:
     if args.cases is not None and args.cases < FEWEST_CASES:
         raise UsageError(
             "--cases", f"{args.cases} are too few to split", f"Give at least {FEWEST_CASES}"
+        )
+    if args.training_cases is not None and args.training_cases < FEWEST_TRAINING_CASES:
+        raise UsageError(
+            "--training-cases",
+            f"{args.training_cases} are too few to learn from",
+            f"Give at least {FEWEST_TRAINING_CASES}",
         )
     return run_workflow(args)
 
@@ -174,6 +191,7 @@ def command_of(config: Mapping[str, Any]) -> str:
     chosen = list(config["shipped"])
     models = next((name for name, names in NETWORKS.items() if names == chosen), "both")
     parts = ["cmb-lab train --output MODELS"]
-    for key in ("cases", "seed", "steps", "comparison_steps", "threads", "device", "precision"):
-        parts.append(f"--{key.replace('_', '-')} {config[key]}")
+    for key in SAID:
+        if config.get(key) is not None:
+            parts.append(f"--{key.replace('_', '-')} {config[key]}")
     return " ".join([*parts, f"--models {models}"])

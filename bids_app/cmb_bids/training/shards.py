@@ -138,6 +138,18 @@ def make_missing(
     return existing_cases(directory, numbers)
 
 
+def wanted_cases(cases: int, training_cases: int | None = None) -> list[int]:
+    """Numbers of the cases of a run: all below ``cases``, or fewer of those that train.
+
+    With ``training_cases`` only the first so many of the training cases are wanted, and still every
+    validation and test case: a small run is measured on the same cases as a large one.
+    """
+    numbers = range(cases)
+    train = [number for number in numbers if split_at(number) == "train"]
+    left_out = set() if training_cases is None else set(train[training_cases:])
+    return [number for number in numbers if number not in left_out]
+
+
 def existing_cases(directory: Path, numbers: Sequence[int]) -> list[Path]:
     """Files of those of these cases that could be made."""
     paths = [case_path(directory, i) for i in numbers]

@@ -76,6 +76,7 @@ from cmb_bids.training.shards import (
     load_case,
     make_missing,
     split_of,
+    wanted_cases,
 )
 from cmb_bids.volumes import read_json, write_json, written_whole
 
@@ -98,37 +99,51 @@ def make_block(
     last: int,
     settings: dict[str, Any],
     record: Path,
+    training_cases: int | None = None,
     processed: str | None = None,
 ) -> None:
-    """Simulate cases ``first`` to ``last``, find and cut their candidates; note what failed.
+    """Simulate the wanted cases from ``first`` to ``last``, find and cut their candidates.
 
-    A case that fails is left out: `summarise_cases` judges how many may be. ``processed`` names a
-    folder where processed scans are kept.
+    A case that fails is noted and left out: `summarise_cases` judges how many may be.
+    ``training_cases`` is as in `wanted_cases`; ``processed`` names a folder where processed scans
+    are kept.
     """
-    numbers = range(first, last + 1)
+    numbers = [number for number in wanted_cases(last + 1, training_cases) if number >= first]
     made = make_missing(shards, numbers, settings, Path(processed) if processed else None)
     failed = [i for i in numbers if case_path(shards, i) not in made]
     write_json(record, {"cases": len(made), "failed": failed})
 
 
-def summarise_cases(shards: Path, cases: int, settings: dict[str, Any], output: Path) -> None:
+def summarise_cases(
+    shards: Path,
+    cases: int,
+    settings: dict[str, Any],
+    output: Path,
+    training_cases: int | None = None,
+) -> None:
     """Write ``cases.json``: what there is to train, calibrate and test on.
+
+    ``cases`` and ``training_cases`` are as in `wanted_cases`.
 
     Raises
     ------
     BadData
         More than one in twenty is missing, or a split is empty.
     """
-    paths = existing_cases(shards, range(cases))
-    missing = cases - len(paths)
-    if missing > max(1, SHARE_OF_FAILURES_BORNE * cases):
-        raise BadData(shards, f"{missing} of {cases} cases could not be made", "See their logs")
+    wanted = wanted_cases(cases, training_cases)
+    paths = existing_cases(shards, wanted)
+    missing = len(wanted) - len(paths)
+    if missing > max(1, SHARE_OF_FAILURES_BORNE * len(wanted)):
+        raise BadData(
+            shards, f"{missing} of {len(wanted)} cases could not be made", "See their logs"
+        )
     split = {name: sum(split_of(path) == name for path in paths) for name in PAPER_SPLIT}
     if not all(split.values()):
         raise BadData(shards, f"a split is empty ({split})", "Simulate at least 20 cases")
     summary = {
         "shards": str(shards.resolve()),
         "cases": cases,
+        "training_cases": training_cases,
         "made": len(paths),
         "split": split,
         "keys": keys_of(paths),
@@ -141,7 +156,8 @@ def summarise_cases(shards: Path, cases: int, settings: dict[str, Any], output: 
 def cases_of(summary: Path) -> list[Path]:
     """The case files that a ``cases.json`` tells of."""
     content = read_json(summary)
-    return existing_cases(Path(content["shards"]), range(int(content["cases"])))
+    wanted = wanted_cases(content["cases"], content["training_cases"])
+    return existing_cases(Path(content["shards"]), wanted)
 
 
 # ------------------------------------------------------------------------------ training

@@ -1,13 +1,14 @@
 """Simulated scans through the pipeline: candidates, their labels, their patches."""
 
+from cmb_bids.training.shards import wanted_cases
+
 
 def blocks(wildcards):
-    """The record of every block of cases."""
-    size, cases = config["block_size"], config["cases"]
-    return [
-        f"{SHARDS}/blocks/{first}-{min(first + size, cases) - 1}.json"
-        for first in range(0, cases, size)
-    ]
+    """The record of every block of cases: the first number and the last of those wanted."""
+    size = config["block_size"]
+    numbers = wanted_cases(config["cases"], config.get("training_cases"))
+    parts = [numbers[place : place + size] for place in range(0, len(numbers), size)]
+    return [f"{SHARDS}/blocks/{part[0]}-{part[-1]}.json" for part in parts]
 
 
 rule block:
@@ -20,6 +21,7 @@ rule block:
         first="{first}",
         last="{last}",
         settings=SETTINGS,
+        training_cases=config.get("training_cases"),
         processed=config.get("processed"),
     log:
         f"{OUT}/logs/block_{{first}}-{{last}}.log",
@@ -44,6 +46,7 @@ rule all_cases:
         step="cmb_bids.training.steps:summarise_cases",
         shards=SHARDS,
         cases=config["cases"],
+        training_cases=config.get("training_cases"),
         settings=SETTINGS,
     log:
         f"{OUT}/logs/cases.log",
