@@ -217,6 +217,11 @@ def test_a_run_with_fewer_training_cases_knows_which_are_its_own(tmp_path):
     assert len(steps.cases_of(summary)) == content["made"] == sum(content["split"].values())
 
 
+def test_only_shipped_networks_look_at_mirror_images():
+    assert len(steps.looks(CONTENDERS["microbleed-one-channel"])) == 8
+    assert {len(steps.looks(CONTENDERS[name])) for name in ("swi", "residual-2018")} == {1}
+
+
 def test_a_block_keeps_what_is_there_and_names_what_failed(tmp_path, monkeypatch):
     cases = pytest.importorskip("cmb_bids.training.cases")
 

@@ -357,6 +357,14 @@ class Judged:
     logits: np.ndarray
 
 
+def looks(contender: Contender) -> Sequence[tuple[int, ...]]:
+    """The mirror images that a contender's patches are seen in.
+
+    Those that are compared see each patch once: that is equal for all, and an eighth of the work.
+    """
+    return MIRRORED_AXES if contender.shipped else AS_IT_IS
+
+
 def judge(
     contender: Contender,
     network: Network | None,
@@ -429,7 +437,8 @@ def calibrate_and_score(
     contender = CONTENDERS[name]
     held_out = {name: [p for p in cases_of(summary) if split_of(p) == name] for name in HELD_OUT}
     network = load_weights(contender, weights) if weights is not None else None
-    judged = {name: judge(contender, network, paths) for name, paths in held_out.items()}
+    mirrors = looks(contender)
+    judged = {name: judge(contender, network, paths, mirrors) for name, paths in held_out.items()}
     ranked_by = None
     if network is None:
         ranked_by = best_strength(contender, judged["validation"])
