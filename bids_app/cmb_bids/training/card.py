@@ -136,7 +136,8 @@ def compared(comparison: Mapping[str, Any]) -> str:
             f"{comparison['bootstrap_resamples']} bootstrap resamples of participants; *p* of the "
             f"F1 against {reference} from {comparison['random_swaps']} random swaps within "
             "participants. Networks other than the shipped ones had the same training cases and "
-            f"budget ({_budget(comparison)}) and are calibrated without the candidate's score. "
+            f"budget ({_budget(comparison)}), are calibrated without the candidate's score and see "
+            "each patch once, not in eight mirror images. "
             "Magnitude has candidates of its own"
             + (f"; in {swi} cases they are those of a scanner's SWI." if swi else "."),
             "",
