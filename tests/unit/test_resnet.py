@@ -118,13 +118,16 @@ def test_it_is_small():
 
 
 @pytest.mark.parametrize("channels", [CONTRAST_AND_PHASE, CONTRAST_ONLY])
-def test_shipped_weights_load_and_know_a_dark_ball(channels):
+def test_shipped_weights_load_with_their_calibration(channels):
     path = shipped_path(channels)
     if not path.is_file():
         pytest.skip("no weights shipped yet")
     model = load_model("shipped", channels)
     assert 0 < model.description.calibration.possible <= model.description.calibration.definite < 1
-    assert predict(model, patches_of(2, len(channels)), np.zeros(2)).shape == (2, 3)
+    assert model.description.calibration.usual_burden > 0
+    far_apart = np.array([[0.0, 0, 0], [40.0, 0, 0]])
+    found = predict(model, patches_of(2, len(channels)), np.zeros(2), points_mm=far_apart)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("axis", [2, 3, 4])
