@@ -23,7 +23,7 @@ from cmb_bids.columns import (
 )
 from cmb_bids.lesions import DEFINITE, POSSIBLE
 from cmb_bids.quality import QualityConfig, find_reasons
-from cmb_bids.same_lesion import FARTHEST_MM
+from cmb_bids.same_lesion import FARTHEST_MM, suppress_neighbours
 
 LOBAR, DEEP, INFRATENTORIAL = "lobar", "deep", "infratentorial"
 
@@ -185,17 +185,13 @@ def chances_of_microbleeds(lesions: pd.DataFrame, candidates: pd.DataFrame) -> n
     """
     counted = lesions["counted"].astype(bool).to_numpy()
     listed = lesions["probability"].astype(float).to_numpy()[counted]
-    found = candidates.sort_values("p_microbleed", ascending=False, kind="stable")
-    points = found[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
-    chances = np.nan_to_num(found["p_microbleed"].to_numpy(dtype=float))
+    points = candidates[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
+    chances = np.nan_to_num(candidates["p_microbleed"].to_numpy(dtype=float))
     centres = lesions[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
     # Training ignores what lies this near a microbleed, so that it has no probability of its own.
     free = ~(cdist(points, centres) <= FARTHEST_MM).any(axis=1)
-    kept: list[int] = []
-    for here in np.flatnonzero(free & (chances > 0)):
-        if not kept or np.linalg.norm(points[kept] - points[here], axis=1).min() > FARTHEST_MM:
-            kept.append(int(here))
-    return np.concatenate([listed, chances[kept]])
+    points, chances = points[free & (chances > 0)], chances[free & (chances > 0)]
+    return np.concatenate([listed, chances[suppress_neighbours(points, chances, FARTHEST_MM)]])
 
 
 def estimate_count(chances: np.ndarray) -> dict[str, float]:

@@ -60,7 +60,15 @@ def weigh_by_burden(
     probabilities = np.asarray(probabilities, dtype=float)
     if not len(probabilities):
         return probabilities
-    others = expected_others(probabilities[:, 0], points_mm)
+    return weigh_by_others(
+        probabilities, expected_others(probabilities[:, 0], points_mm), usual_burden
+    )
+
+
+def weigh_by_others(
+    probabilities: np.ndarray, others: np.ndarray, usual_burden: float
+) -> np.ndarray:
+    """The same where the expected number of others (n,) is known already."""
     weighed = probabilities.copy()
     weighed[:, 0] *= (SHAPE + others) / (SHAPE + usual_burden)
     return weighed / weighed.sum(axis=1, keepdims=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
 
-from cmb_bids.burden_prior import weigh_by_burden
+from cmb_bids.burden_prior import expected_others, weigh_by_others
 from cmb_bids.evaluate import match_points
 from cmb_bids.resnet import Calibration, calibrate
 from cmb_bids.training.labels import CALCIFICATION, IGNORED, MICROBLEED, ranked_hits
@@ -148,12 +148,14 @@ def fit_usual_burden(cases: Sequence[ScoredCase]) -> float:
         Held near one where the cases say little (a normal prior of its logarithm, sd 1).
     """
 
+    others = [expected_others(c.probabilities[:, MICROBLEED], c.points_mm) for c in cases]
+
     def loss(log_burden: float) -> float:
         total = log_burden**2 / 2
-        for case in cases:
+        burden = float(np.exp(log_burden))
+        for case, beside in zip(cases, others, strict=True):
             used = case.labels >= 0
-            burden = float(np.exp(log_burden))
-            p = weigh_by_burden(case.probabilities, case.points_mm, burden)[used, MICROBLEED]
+            p = weigh_by_others(case.probabilities, beside, burden)[used, MICROBLEED]
             right = np.where(case.labels[used] == MICROBLEED, p, 1 - p)
             total -= float(np.log(np.maximum(right, 1e-12)).sum())
         return total

@@ -8,7 +8,7 @@ def steps_of(wildcards):
 
 def training_memory(wildcards, attempt):
     """Patches of all training cases, and the network."""
-    return attempt * (2000 + MB_PER_CASE * config["cases"])
+    return attempt * (2000 + MB_PER_CASE * len(NUMBERS))
 
 
 rule network:
