@@ -2,16 +2,19 @@
 
 
 def blocks(wildcards):
-    """The record of every block of cases: the first number and the last of those wanted."""
+    """The record of every block of cases: the first number, the last, how many of them are wanted.
+
+    Runs that want other cases between the same two have a record of their own.
+    """
     size = config["block_size"]
     parts = [NUMBERS[place : place + size] for place in range(0, len(NUMBERS), size)]
-    return [f"{SHARDS}/blocks/{part[0]}-{part[-1]}.json" for part in parts]
+    return [f"{SHARDS}/blocks/{part[0]}-{part[-1]}-{len(part)}.json" for part in parts]
 
 
 rule block:
     """Simulate a block of scans, find the candidates as the pipeline does, cut patches."""
     output:
-        record=f"{SHARDS}/blocks/{{first}}-{{last}}.json",
+        record=f"{SHARDS}/blocks/{{first}}-{{last}}-{{wanted}}.json",
     params:
         step="cmb_bids.training.steps:make_block",
         shards=SHARDS,
@@ -21,10 +24,11 @@ rule block:
         training_cases=config.get("training_cases"),
         processed=config.get("processed"),
     log:
-        f"{OUT}/logs/block_{{first}}-{{last}}.log",
+        f"{OUT}/logs/block_{{first}}-{{last}}-{{wanted}}.log",
     wildcard_constraints:
         first="[0-9]+",
         last="[0-9]+",
+        wanted="[0-9]+",
     threads: 1
     resources:
         mem_mb=4500,
