@@ -519,6 +519,9 @@ def prepare_direct(config: Mapping[str, Any], is_main_process: bool) -> dict[str
 # ------------------------------------------------------------------------------ Snakemake
 
 
+FLAGS_OF_A_PART = ("--until", "-U", "--omit-from", "-O")  # of Snakemake: not the whole workflow
+
+
 @dataclass(frozen=True)
 class Resources:
     """What Snakemake may use; None leaves it to the profile."""
@@ -558,6 +561,9 @@ def snakemake_command(
         command.append("--dry-run")
     if reports_only:
         command += ["--allowed-rules", "participant", *REPORT_RULES, "--forcerun", *REPORT_RULES]
+    if any(flag.partition("=")[0] in FLAGS_OF_A_PART for flag in extra):
+        # What the rest of the workflow will read must outlast a run of its first part.
+        command.append("--notemp")
     return [*command, *extra, "--config", f"manifest={manifest}"]
 
 

@@ -231,6 +231,16 @@ def test_the_snakemake_command_says_what_was_asked_for(tmp_path):
     assert "--dry-run" in command
     assert "--forceall" in command
     assert "--keep-going" not in command
+    assert "--notemp" not in command
+
+
+@pytest.mark.parametrize("part", [["--until", "candidates"], ["--omit-from=report"]])
+def test_a_part_of_the_workflow_leaves_what_the_rest_reads(tmp_path, part):
+    command = run.snakemake_command(
+        tmp_path / "m.json", tmp_path, run.Resources(3, 4000),
+        dry_run=False, stop_early=False, extra=part,
+    )  # fmt: skip
+    assert "--notemp" in command
 
 
 # ---------------------------------------------------------------------- configuration

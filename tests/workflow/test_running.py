@@ -157,6 +157,21 @@ def test_a_second_run_does_nothing_even_without_its_work_directory(mixed, proces
     assert files(processed) == before
 
 
+def test_the_rest_goes_on_where_a_part_ended_and_leaves_nothing_large(tmp_path):
+    bids, output = make_dataset(tmp_path / "bids", "01"), tmp_path / "out"
+    said = cmb_bids(bids, output, "participant", "--", "--until", "candidates")[1]
+    assert "was not run to its end" in said
+    before = files(output)
+    assert list(output.glob("work/**/*_magnitude.nii.gz"))
+    code, said = cmb_bids(bids, output, "participant")
+    assert code == 0, said
+    after = files(output)
+    kept = [name for name in before if name.parts[0].startswith("sub-")]
+    assert kept
+    assert [name for name in kept if after[name] != before[name]] == []
+    assert not list(output.glob("work/**/*.nii.gz"))
+
+
 def test_only_what_a_changed_setting_concerns_runs_again(mixed, processed, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(processed, output, copy_function=shutil.copy2)
