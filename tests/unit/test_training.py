@@ -12,14 +12,12 @@ from toys import STORED, toy_case, toy_patches
 
 from cmb_bids.burden_prior import weigh_by_burden
 from cmb_bids.errors import UsageError
-from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import Calibration, MicrobleedNet, ModelDescription, calibrate
 from cmb_bids.training import cli, fingerprint, processed, recipes, shards
 from cmb_bids.training.cases import cut_candidates, make_case
 from cmb_bids.training.fit import (
     MARGIN_VOXELS,
     FitConfig,
-    augment,
     draw_weights,
     fit,
     sample_batch,
@@ -211,21 +209,6 @@ def test_batches_hold_fixed_shares():
     drawn = labels[sample_batch(labels, 2000, np.random.default_rng(0))]
     assert (drawn >= 0).all()
     assert (drawn == 0).mean() == pytest.approx(0.3, abs=0.05)
-
-
-def test_augmentation_keeps_the_lesion_central_and_the_sign_of_the_phase():
-    stored = torch.zeros(40, 2, *SMALL)
-    stored[:, 0] = 1.0
-    middle = tuple(slice(n // 2 - 2, n // 2 + 2) for n in SMALL)
-    stored[:, 0, *middle] = 0.1
-    stored[:, 1, *middle] = 1.0
-    patches = augment(stored, MARGIN_VOXELS, np.random.default_rng(0))
-    assert patches.shape == (40, 2, *PatchGeometry().shape)
-    for patch in patches:
-        darkest = np.array(np.unravel_index(int(patch[0].argmin()), patch[0].shape))
-        off = np.abs(darkest - (np.array(patch[0].shape) - 1) / 2)
-        assert (off <= np.array(MARGIN_VOXELS) + 2).all()
-    assert patches[:, 1].sum() > 0
 
 
 def small_network(channels=2, seed=0):

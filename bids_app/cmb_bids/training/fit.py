@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmb_bids.resnet import CONTRAST_AND_PHASE, MicrobleedNet
+from cmb_bids.resnet import MicrobleedNet
+from cmb_bids.training.augmentation import augment, transplanted
 from cmb_bids.training.labels import OTHER
 from cmb_bids.training.residual2018 import ResidualNet2018
 
@@ -33,6 +34,7 @@ MARGIN_VOXELS = (2, 2, 2)  # stored around each patch, so that it can be shifted
 CLASS_SHARES = (0.30, 0.20, 0.50)  # of a batch; candidates are nine tenths 'other'
 HARDNESS = 0.4  # mimics whose lesion odds are e times higher are drawn e^0.4 = 1.5 times as often
 HARDNESS_SCORES = (-6.0, 3.0)  # beyond, they are drawn no more rarely or often
+TRANSPLANTED = 0.25  # of the microbleeds that can be seen elsewhere: put where there is a mimic
 LAYOUT = torch.channels_last_3d  # a third faster on CPUs
 
 
@@ -49,6 +51,7 @@ class FitConfig:
     focal_gamma: float = 0.0
     label_smoothing: float = 0.0
     average_decay: float = 0.995
+    transplanted: float = TRANSPLANTED
     checkpoint_every: int = 200
     device: str = "cpu"
     precision: str = "float32"  # or bfloat16: of the convolutions, not of weights and loss
@@ -99,65 +102,6 @@ def sample_batch(
         return np.array([rng.choice(members[c]) for c in drawn])
     chances = {c: weights[m] / weights[m].sum() for c, m in members.items()}
     return np.array([rng.choice(members[c], p=chances[c]) for c in drawn])
-
-
-def augment(
-    stored: Tensor,
-    margin: tuple[int, int, int],
-    rng: np.random.Generator,
-    channels: Sequence[str] = CONTRAST_AND_PHASE,
-) -> Tensor:
-    """Vary a batch as scans vary.
-
-    Shifts of up to the margin; flips along any axis and exchange of the in-plane axes (all leave a
-    dipole along the last axis a dipole); contrast, phase and noise jittered; the phase now and
-    then weakened, so that the network does not lean on it alone.
-
-    Parameters
-    ----------
-    stored : (n, channels, X + 2 mx, Y + 2 my, Z + 2 mz) tensor
-    margin : (mx, my, mz)
-    rng : Generator
-    channels : sequence of str, optional
-        What the channels are: ``highpass`` is phase, anything else contrast.
-
-    Returns
-    -------
-    (n, channels, X, Y, Z) tensor
-    """
-    patches = torch.stack([_moved(patch, margin, rng) for patch in stored])
-    n = len(patches)
-
-    def factors(low: float, high: float) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (n, 1, 1, 1)).astype(np.float32))
-
-    noise_rng = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    noise = torch.randn(patches.shape, generator=noise_rng)
-    for i, name in enumerate(channels):
-        image = patches[:, i]
-        if name == "highpass":
-            strength = factors(0.7, 1.3) * torch.where(factors(0, 1) < 0.05, 0.2, 1.0)
-            noisy = image * strength + noise[:, i] * factors(0, 0.08) * (image != 0)
-            patches[:, i] = noisy.clamp(-math.pi, math.pi)
-        else:
-            contrast = image.clamp(min=0) ** factors(0.75, 1.3) * factors(0.88, 1.12)
-            patches[:, i] = (contrast + noise[:, i] * factors(0, 0.05) * (contrast > 0)).clamp(0, 3)
-    return patches
-
-
-def _moved(patch: Tensor, margin: tuple[int, int, int], rng: np.random.Generator) -> Tensor:
-    """One stored patch (channels, ...) shifted within its margin, flipped, turned."""
-    starts = [int(rng.integers(0, 2 * m + 1)) for m in margin]
-    window = [
-        slice(start, start + size - 2 * m)
-        for start, size, m in zip(starts, patch.shape[1:], margin, strict=True)
-    ]
-    moved = patch[(slice(None), *window)]
-    flips = [axis + 1 for axis in range(3) if rng.random() < 0.5]
-    moved = torch.flip(moved, flips) if flips else moved
-    if rng.random() < 0.5 and moved.shape[1] == moved.shape[2]:
-        moved = moved.transpose(1, 2)
-    return moved
 
 
 def focal_loss(logits: Tensor, labels: Tensor, gamma: float, smoothing: float) -> Tensor:
@@ -311,7 +255,9 @@ def _one_step(
     chosen = sample_batch(labels, config.batch_size, rng, weights)
     stored = torch.from_numpy(patches[chosen].astype(np.float32))
     network, optimiser = progress.network.train(), progress.optimiser
-    batch = augment(stored, MARGIN_VOXELS, rng, network.description.channels)
+    channels = network.description.channels
+    stored = transplanted(stored, labels[chosen], config.transplanted, rng, channels)
+    batch = augment(stored, MARGIN_VOXELS, rng, channels)
     batch = batch.to(config.device, memory_format=LAYOUT)  # type: ignore[call-overload]
     target = torch.from_numpy(labels[chosen].astype(np.int64)).to(config.device)
     for group in optimiser.param_groups:

@@ -225,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         precision=args.precision,
         focal_gamma=1.0,
         label_smoothing=0.02,
+        transplanted=0.0,
     )
     command = (
         f"python -m cmb_bids.training.screening --cases {args.cases} --seed {args.seed}"

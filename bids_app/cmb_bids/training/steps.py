@@ -256,6 +256,8 @@ def train(
     torch.set_num_threads(threads)
     contender = CONTENDERS[name]
     config = FitConfig(seed=seed, steps=steps, device=device, precision=precision)
+    if not contender.shipped:  # what phase alone shows cannot be put on another ground
+        config = dataclasses.replace(config, transplanted=0.0)
     chosen = training_cases(cases_of(summary), contender)
     weights.parent.mkdir(parents=True, exist_ok=True)
     scratch = weights.with_name(f".{contender.name}.patches.npy")
@@ -285,6 +287,7 @@ def train(
         "starts": start + 1,
         "steps": steps,
         "batch_size": config.batch_size,
+        "transplanted": config.transplanted,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "device": config.device,
         "precision": config.precision,
