@@ -66,7 +66,14 @@ def test_a_shipped_network_is_written_with_its_calibration_and_metrics(folder):
     calibration = load_model(folder / f"{NAME}.safetensors").description.calibration
     assert calibration.definite == metrics["calibration"]["definite"]
     assert calibration.possible < calibration.definite
-    assert not list(folder.glob("weights/.*.checkpoint"))
+    assert not list(folder.glob("weights/.*"))
+
+
+def test_only_shipped_networks_meet_microbleeds_where_mimics_are(folder):
+    records = {path.stem: json.loads(path.read_text()) for path in folder.glob("weights/*.json")}
+    shares = {name: record["transplanted"] for name, record in records.items()}
+    assert shares == {NAME: 0.25, REFERENCE: 0, "swi": 0, "residual-2018": 0}
+    assert "25% of the microbleeds" in (folder / f"{NAME}.md").read_text()
 
 
 def test_the_comparison_ranks_what_sees_the_sign_of_the_phase_first(folder):

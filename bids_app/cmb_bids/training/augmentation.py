@@ -104,7 +104,7 @@ def transplanted(
         Of the microbleeds that can still be seen elsewhere.
     rng : Generator
     channels : sequence of str, optional
-        As in `transplant`.
+        As in `transplant`; the first is a contrast.
 
     Returns
     -------

@@ -189,7 +189,8 @@ def _made_from(metrics: Mapping[str, Any]) -> str:
             f"- Data: {source}, split by participant ({split}); training candidates: {counts}.",
             f"- Training: seed {training['seed']}, {training['steps']} steps of "
             f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
-            f"{training['device']}.",
+            f"{training['device']}; {training['transplanted']:.0%} of the microbleeds that can be "
+            "seen there put where a mimic is.",
             f"- Calibration on held-out cases: temperature {calibration['temperature']:.4g}, "
             f"offsets {_numbers(calibration['bias'])}, weights of the candidate score "
             f"{_numbers(calibration['score_weights'])}; {_usual_burden(calibration)}.",

@@ -214,6 +214,7 @@ def _metrics(
             "seed": config.seed,
             "steps": tuned.steps,
             "batch_size": config.batch_size,
+            "transplanted": config.transplanted,
             "minutes": minutes,
             "device": config.device,
             "commit": commit(),

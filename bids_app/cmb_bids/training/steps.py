@@ -299,6 +299,7 @@ def train(
     }
     write_json(weights.with_suffix(".json"), record)
     checkpoint.unlink(missing_ok=True)
+    description_of(checkpoint).unlink(missing_ok=True)
     scratch.unlink()
 
 
@@ -317,11 +318,16 @@ def has_learnt(network: Network, patches: np.ndarray, labels: np.ndarray, seed: 
 def resumable(checkpoint: Path, config: FitConfig, labels: np.ndarray) -> Path:
     """The checkpoint, removed first where it is of another run: other settings or other data."""
     run = {**dataclasses.asdict(config), "labels": class_counts(labels)}
-    described = checkpoint.with_suffix(".checkpoint.json")
+    described = description_of(checkpoint)
     if checkpoint.is_file() and not (described.is_file() and read_json(described) == run):
         checkpoint.unlink()
     write_json(described, run)
     return checkpoint
+
+
+def description_of(checkpoint: Path) -> Path:
+    """Where it is written of which run a checkpoint is."""
+    return checkpoint.with_suffix(".checkpoint.json")
 
 
 def class_counts(labels: np.ndarray) -> dict[str, int]:
