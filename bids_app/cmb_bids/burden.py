@@ -190,7 +190,8 @@ def chances_of_microbleeds(lesions: pd.DataFrame, candidates: pd.DataFrame) -> n
     centres = lesions[["x", "y", "z"]].to_numpy(dtype=float).reshape(-1, 3)
     # Training ignores what lies this near a microbleed, so that it has no probability of its own.
     free = ~(cdist(points, centres) <= FARTHEST_MM).any(axis=1)
-    points, chances = points[free & (chances > 0)], chances[free & (chances > 0)]
+    kept = free & (chances > 0)
+    points, chances = points[kept], chances[kept]
     return np.concatenate([listed, chances[suppress_neighbours(points, chances, FARTHEST_MM)]])
 
 

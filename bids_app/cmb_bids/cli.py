@@ -227,10 +227,9 @@ def _settings(options: argparse.Namespace) -> Any:
 
 
 def _resources(options: argparse.Namespace, extra: Sequence[str]) -> Any:
-    from cmb_bids.run import Resources, available_cpus, available_memory_mb
+    from cmb_bids.run import Resources, available_cpus, available_memory_mb, names_any
 
-    elsewhere = any(flag.partition("=")[0] in FLAGS_OF_A_CLUSTER for flag in extra)
-    if elsewhere:
+    if names_any(extra, FLAGS_OF_A_CLUSTER):
         return Resources(options.n_cpus, options.mem_mb)
     return Resources(options.n_cpus or available_cpus(), options.mem_mb or available_memory_mb())
 

@@ -530,6 +530,11 @@ class Resources:
     memory_mb: int | None
 
 
+def names_any(arguments: Sequence[str], flags: Sequence[str]) -> bool:
+    """Whether one of these flags is among the arguments, alone or as ``--flag=value``."""
+    return any(argument.partition("=")[0] in flags for argument in arguments)
+
+
 def snakemake_command(
     manifest: Path,
     run_dir: Path,
@@ -561,7 +566,7 @@ def snakemake_command(
         command.append("--dry-run")
     if reports_only:
         command += ["--allowed-rules", "participant", *REPORT_RULES, "--forcerun", *REPORT_RULES]
-    if any(flag.partition("=")[0] in FLAGS_OF_A_PART for flag in extra):
+    if names_any(extra, FLAGS_OF_A_PART):
         # What the rest of the workflow will read must outlast a run of its first part.
         command.append("--notemp")
     return [*command, *extra, "--config", f"manifest={manifest}"]
