@@ -60,7 +60,7 @@ def test_a_failed_step_is_named_with_its_log(tmp_path, failing, capsys):
     shards = tmp_path / "shards"
     (shards / "blocks").mkdir(parents=True)
     for first in (0, 10):
-        (shards / "blocks" / f"{first}-{first + 9}.json").write_text("{}")
+        (shards / "blocks" / f"{first}-{first + 9}-10.json").write_text("{}")
     words = ["train", "--output", str(tmp_path / "out"), "--cases", "20", "--shards", str(shards)]
     assert main([*words, "--until", "cases"]) == 65
     said = capsys.readouterr().err
