@@ -1,4 +1,4 @@
-"""The command line ``cmb-lab {simulate,train,evaluate,benchmark}``: what surrounds the counting."""
+"""``cmb-lab {simulate,implant,train,evaluate,benchmark}``: what surrounds the counting."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cmb_bids.errors import CmbError, UsageError
 # Command -> module with add_arguments(parser) and run(arguments) -> exit code, and what it does.
 COMMANDS = {
     "simulate": ("cmb_bids.simulate.cli", "write a simulated BIDS dataset and its truth"),
+    "implant": ("cmb_bids.implant.cli", "put simulated lesions into real scans, and say where"),
     "train": ("cmb_bids.training.cli", "train the networks from a seed"),
     "evaluate": ("cmb_bids.evaluate.cli", "score results against labels"),
     "benchmark": ("cmb_bids.benchmark", "time and memory of each stage on one scan"),

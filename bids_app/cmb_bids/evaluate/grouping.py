@@ -69,13 +69,13 @@ def _field_strength(root: Path, scan: str) -> float | None:
 
 
 def is_simulated(folders: Iterable[Path]) -> bool:
-    """Whether one of the datasets says that the simulator made it."""
+    """Whether one of the datasets says that its scans, or the lesions in them, were simulated."""
     for folder in folders:
         path = folder / "dataset_description.json"
         if path.is_file():
             generators = read_json(path).get("GeneratedBy") or []
             names = [str(g.get("Name", "")) for g in generators if isinstance(g, dict)]
-            if any("simulate" in name for name in names):
+            if any("simulate" in name or "implant" in name for name in names):
                 return True
     return False
 

@@ -162,7 +162,9 @@ def _summary(results: Sequence[Result], simulated: bool) -> Section:
     metrics = first["metrics"]
     blocks: list[Block] = []
     if simulated:
-        blocks.append(Text(f"These scans are simulated. {NOT_COMPARABLE}", "warning"))
+        blocks.append(
+            Text(f"These scans, or the lesions in them, are simulated. {NOT_COMPARABLE}", "warning")
+        )
     for result in results:
         blocks += _left_out(result)
     names = ("sensitivity", "precision", "false_positives_per_scan",
