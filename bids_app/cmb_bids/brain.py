@@ -64,7 +64,10 @@ class BrainConfig:
     working_resolution_mm : float
         Voxel size at which bias field and registration are estimated.
     minimum_volume_ml, maximum_volume_ml : float
-        Range of a believable brain volume.
+        Range of a brain volume that needs no second look.
+    large_head_volume_ml, large_head_overlap : float
+        A larger mask is believed up to this volume, with a warning, where the heads overlap by this
+        Dice or more: some people's heads are large, and a mask that ran into the scalp is larger.
     minimum_coverage : float
         Smallest share of the template's brain inside the field of view.
     minimum_head_overlap : float
@@ -74,6 +77,8 @@ class BrainConfig:
     working_resolution_mm: float = 3.0
     minimum_volume_ml: float = 1000.0
     maximum_volume_ml: float = 1900.0
+    large_head_volume_ml: float = 2200.0
+    large_head_overlap: float = 0.9
     minimum_coverage: float = 0.8
     minimum_head_overlap: float = 0.75
 
@@ -666,10 +671,10 @@ def gate(
         reasons.append(
             f"brain mask volume {volume_ml:.0f} ml is below {config.minimum_volume_ml:.0f} ml"
         )
-    if volume_ml > config.maximum_volume_ml:
-        reasons.append(
-            f"brain mask volume {volume_ml:.0f} ml is above {config.maximum_volume_ml:.0f} ml"
-        )
+    fits = overlap is None or overlap >= config.large_head_overlap
+    largest = config.large_head_volume_ml if fits else config.maximum_volume_ml
+    if volume_ml > max(largest, config.maximum_volume_ml):
+        reasons.append(_above(volume_ml, max(largest, config.maximum_volume_ml)))
     if coverage is not None and coverage < config.minimum_coverage:
         reasons.append(
             f"only {coverage:.0%} of the brain is inside the field of view "
@@ -681,6 +686,20 @@ def gate(
             f"at least {config.minimum_head_overlap:.2f} is needed)"
         )
     return "; ".join(reasons) or None
+
+
+def doubt(volume_ml: float, config: BrainConfig) -> str | None:
+    """What to look at in a mask that passed its gate, in words; None if there is nothing."""
+    if volume_ml > config.maximum_volume_ml:
+        return (
+            f"{_above(volume_ml, config.maximum_volume_ml)}: a large head, or a mask with more "
+            "than brain in it"
+        )
+    return None
+
+
+def _above(volume_ml: float, limit_ml: float) -> str:
+    return f"brain mask volume {volume_ml:.0f} ml is above {limit_ml:.0f} ml"
 
 
 # ---------------------------------------------------------------- the stage
@@ -712,8 +731,9 @@ def extract_brain(
         ``mask`` boolean, ``normalized`` float32 (1 is the median of the brain), ``regions`` int16
         (atlas labels; all 0 where the gate failed), ``report``: ``volume_ml``, ``coverage`` (share
         of the brain inside the field of view), ``head_overlap``, ``share_of_head`` (mask over
-        head volume), ``gate`` (pass or fail), ``reason``, ``source`` (registration, derivatives,
-        signal), ``mni_affine`` (scanner mm to MNI mm, 4 x 4, or None).
+        head volume), ``gate`` (pass or fail), ``reason``, ``warning`` (where it passed, but should
+        be looked at), ``source`` (registration, derivatives, signal), ``mni_affine`` (scanner mm to
+        MNI mm, 4 x 4, or None).
 
     Raises
     ------
@@ -783,7 +803,7 @@ def _looks_stripped(
     return bool(
         (coarse == 0).mean() > 0.3
         and (coarse[~ndimage.binary_dilation(head, iterations=2)] == 0).mean() > 0.99
-        and _volume_ml(head, affine) < config.maximum_volume_ml
+        and _volume_ml(head, affine) < config.large_head_volume_ml
     )
 
 
@@ -864,6 +884,7 @@ def _carry_over(
         "share_of_head": round(volume / max(_volume_ml(head, coarse_affine), 1e-6), 4),
         "gate": "pass" if reason is None else "fail",
         "reason": reason or "",
+        "warning": "" if reason else doubt(volume, config) or "",
         "source": source,
         "mni_affine": mni_affine,
     }

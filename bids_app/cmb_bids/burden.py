@@ -236,6 +236,8 @@ def judge_quality(
     failed = brain_report.get("gate") != PASS
     if failed:
         reasons.append(str(brain_report.get("reason") or "the brain mask failed its check"))
+    elif brain_report.get("warning"):
+        reasons.append(str(brain_report["warning"]))
     confidence = phase_report.get("polarity_confidence")
     if confidence in UNSURE_POLARITY:
         reasons.append(UNSURE_POLARITY[confidence])

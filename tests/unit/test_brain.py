@@ -159,7 +159,7 @@ def test_too_strict_a_gate_falls_back_to_signal(tilted, monkeypatch):
     magnitude, affine, *_ = tilted
     head = ndimage.binary_fill_holes(magnitude > 30)
     monkeypatch.setattr(brain, "SYN_ITERATIONS", (2, 0))
-    strict = replace(CONFIG, maximum_volume_ml=1050.0)
+    strict = replace(CONFIG, maximum_volume_ml=1000.0, large_head_volume_ml=1050.0)
     failed = extract_brain(magnitude, affine, strict)
     assert failed.report["gate"] == "fail"
     assert failed.report["source"] == "signal"
@@ -220,7 +220,11 @@ def test_empty_or_misshapen_given_mask_is_refused():
         (1400, 1.0, 0.95, None),
         (1000, 0.8, 0.75, None),
         (999, 1.0, 0.95, "below 1000 ml"),
-        (1901, None, None, "above 1900 ml"),
+        (1901, 1.0, 0.89, "above 1900 ml"),
+        (1901, 1.0, 0.9, None),
+        (2200, None, None, None),
+        (2201, None, None, "above 2200 ml"),
+        (2201, 1.0, 0.99, "above 2200 ml"),
         (1400, 0.5, 0.95, "only 50% of the brain"),
         (1400, 1.0, 0.4, "does not fit"),
     ],
@@ -228,6 +232,11 @@ def test_empty_or_misshapen_given_mask_is_refused():
 def test_gate(volume, coverage, overlap, words):
     reason = brain.gate(volume, coverage, overlap, CONFIG)
     assert reason is None if words is None else words in reason
+
+
+def test_a_large_head_is_counted_with_a_warning():
+    assert brain.doubt(1900, CONFIG) is None
+    assert "1950 ml is above 1900 ml" in (brain.doubt(1950, CONFIG) or "")
 
 
 def test_refinement_trims_the_rim_and_keeps_dark_spots():

@@ -131,6 +131,14 @@ def test_a_scan_with_a_failed_mask_has_no_counts_and_says_why():
     assert row["input"] == "complex"
 
 
+def test_a_mask_to_look_at_warns_and_counts():
+    brain = {**BRAIN, "warning": "brain mask volume 1950 ml is above 1900 ml: a large head"}
+    row = summarise(rows(("definite", True, "deep", 0.9)), brain=brain)
+    assert row["qc_status"] == "warn"
+    assert "1950 ml" in row["qc_reason"]
+    assert row["cmb_definite"] == 1
+
+
 @pytest.mark.parametrize("confidence", ["weak", "conflicting"])
 def test_an_unsure_polarity_is_a_warning_that_does_not_remove_counts(confidence):
     phase = {**PHASE, "polarity_confidence": confidence}
