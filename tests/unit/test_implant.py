@@ -264,7 +264,7 @@ def test_a_dataset_with_lesions_and_its_truth(processed, tmp_path, capsys):
     sidecar = read_json(output / name.format("phase").replace("nii.gz", "json"))
     assert sidecar["Units"] == "rad"
     assert sidecar["Manufacturer"] == "GE"
-    assert (output / "participants.tsv").is_file()
+    assert read_table(output / "participants.tsv")["participant_id"].tolist() == ["sub-01"]
 
 
 def test_the_truth_is_read_as_labels(processed, tmp_path):

@@ -14,7 +14,7 @@ import pandas as pd
 import cmb_bids
 from cmb_bids.columns import FAIL
 from cmb_bids.errors import BadData, CannotCreate, CmbError, InputMissing, UsageError
-from cmb_bids.implant.effect import Effect, implant, noise_of
+from cmb_bids.implant.effect import Effect, implant, noise_of, seen_diameter_mm
 from cmb_bids.implant.places import (
     CALCIFICATION,
     MICROBLEED,
@@ -41,12 +41,17 @@ from cmb_bids.volumes import (
 )
 
 GENERATOR = "cmb-lab implant"
-TOP_FILES = ("participants.tsv", "participants.json", ".bidsignore")
+TOP_FILES = ("participants.json", ".bidsignore")
 COLUMNS = [
     *("index", "name", "x", "y", "z", "diameter_mm", "apparent_diameter_mm"),
     *("susceptibility_ppm", "contrast_to_noise", "site", "certainty"),
 ]
 DESCRIBED = {name: TRUTH_DESCRIBED[name] for name in COLUMNS if name in TRUTH_DESCRIBED} | {
+    "apparent_diameter_mm": {
+        "Description": "Diameter as seen, blooming included: ball of the voxels that lose 30 % or "
+        "more on SWI at the last echo",
+        "Units": "mm",
+    },
     "site": {"Description": "implanted, or found (a detection in the scan before)"},
     "certainty": {
         "Description": "Whether it is known to be there",
@@ -237,10 +242,11 @@ def _truth(
     sizes = voxel_sizes(echoes.affine)
     magnitude, noise_sd = np.abs(last_echo), noise_of(last_echo)
     rows: list[tuple[Any, ...]] = []
-    for lesion, _ in placed:
+    for lesion, effect in placed:
         voxel = lesion.centre_mm / sizes
         radius = lesion.diameter_mm / 2
-        contrast, apparent = measure_lesion(magnitude, noise_sd, sizes, voxel, radius)
+        contrast, _ = measure_lesion(magnitude, noise_sd, sizes, voxel, radius)
+        apparent = seen_diameter_mm(effect, sizes)
         x, y, z = voxel_to_world(echoes.affine, voxel[None])[0]
         strength = lesion.susceptibility_ppm
         measured = (lesion.diameter_mm, apparent, strength, contrast, lesion.site, "definite")
@@ -339,6 +345,10 @@ def _write_dataset_files(bids_dir: Path, folder: Path) -> None:
     for name in TOP_FILES:
         if (bids_dir / name).is_file():
             shutil.copyfile(bids_dir / name, folder / name)
+    if (bids_dir / "participants.tsv").is_file():
+        table = read_table(bids_dir / "participants.tsv")
+        written = [(folder / str(name)).is_dir() for name in table["participant_id"]]
+        write_table(folder / "participants.tsv", table[written])
     generator = {"Name": GENERATOR, "Version": cmb_bids.__version__}
     common = {"BIDSVersion": BIDS_VERSION, "GeneratedBy": [generator]}
     source = read_json(bids_dir / "dataset_description.json")
