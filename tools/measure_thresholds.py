@@ -10,7 +10,7 @@ sensitivity and precision it has on average:
 - highest: where F1 is highest on the 25 cases;
 - resampled: the median of that over 100 bootstrap resamples of the cases;
 - half: half of the highest F1;
-- chosen: that or lower, as `cmb_bids.training.scoring.definite_threshold` does it.
+- chosen: where F of beta 0.75 is highest, as `cmb_bids.training.scoring.choose_thresholds` does it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit
 
-from cmb_bids.training.scoring import GRID, definite_threshold, f_curve, fit_calibration
+from cmb_bids.training.scoring import DEFINITE_BETA, GRID, f_curve, fit_calibration
 
 DRAWS, CASES, CANDIDATES, POPULATION = 60, 25, 150, 2000
 # Mean score of a lesion, share of mimics that look like one: easy to hard.
@@ -47,8 +47,9 @@ def calibrated(scores, hits):
 
 
 def choices(probability, hits, case, lesions, rng):
-    """The three thresholds."""
+    """The four thresholds."""
     curve = f_curve(probability, hits, lesions.sum(), 1.0)
+    strict = f_curve(probability, hits, lesions.sum(), DEFINITE_BETA)
     highest = []
     for _ in range(100):
         drawn = rng.integers(0, CASES, CASES)
@@ -59,7 +60,7 @@ def choices(probability, hits, case, lesions, rng):
         "highest": GRID[np.argmax(curve)],
         "resampled": np.median(highest),
         "half": np.clip(curve.max() / 2, GRID[0], GRID[-1]),
-        "chosen": definite_threshold(probability, curve.max() / 2),
+        "chosen": strict.max() / (1 + DEFINITE_BETA**2),
     }
 
 

@@ -27,7 +27,6 @@ from cmb_bids.training.scoring import (
     ScoredCase,
     calibration_error,
     choose_thresholds,
-    definite_threshold,
     detection_metrics,
     fit_calibration,
     fit_usual_burden,
@@ -143,22 +142,17 @@ def test_thresholds_are_ordered():
 def test_threshold_is_half_the_best_f1_or_where_it_is_best():
     # Three lesions; from .6 on two calls, both right: F1 is 4 / 5 there, and lower elsewhere.
     cases = [scored([0.9, 0.6, 0.55, 0.01], [0, 0, 2, 0])]
-    assert choose_thresholds(cases)[0] == pytest.approx(0.4)
+    assert choose_thresholds(cases, definite_beta=1)[0] == pytest.approx(0.4)
     assert choose_thresholds(cases, probabilities=False)[0] == pytest.approx(0.575)
 
 
-@pytest.mark.parametrize(
-    ("probabilities", "expected"),
-    [
-        ([0.99] * 20 + [0.4], 1 / 3),  # all that may be called are expected to be 95 % right
-        ([0.99] * 20 + [0.4] + [0.35] * 3, 0.4),  # the next would be too many
-        ([0.99] + [0.4] * 20, 0.45),  # not even one: where F1 is best
-        ([0.6] * 5, 0.45),
-        ([], 1 / 3),
-    ],
-)
-def test_definite_begins_lower_while_precision_lasts(probabilities, expected):
-    assert definite_threshold(np.array(probabilities), 0.45) == pytest.approx(expected)
+def test_definite_begins_where_a_false_alarm_weighs_more_than_a_miss():
+    # F of beta .75 of two right calls of three lesions: 1.5625 * 2 / (2 + .5625 + 0).
+    cases = [scored([0.9, 0.6, 0.55, 0.01], [0, 0, 2, 0])]
+    best = 1.5625 * 2 / (1.5625 * 2 + 0.5625)
+    assert choose_thresholds(cases)[0] == pytest.approx(best / 1.5625, abs=1e-3)
+    nothing_right = [scored([0.9, 0.6], [2, 2])]
+    assert choose_thresholds(nothing_right)[0] == pytest.approx(1 / 3, abs=1e-3)
 
 
 def test_burden_that_fits_is_found_again():

@@ -17,7 +17,7 @@ import bids
 import numpy as np
 import pytest
 
-from cmb_bids.volumes import read_json, read_table, read_volume
+from cmb_bids.volumes import read_json, read_table, read_volume, world_to_voxel
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -177,6 +177,29 @@ def test_a_mask_from_derivatives_is_used_instead_of_our_own(dataset, processed):
     assert np.array_equal(ours, read_volume(next((dataset.parent / "drawn").rglob(name))).data > 0)
     row = read_table(output / "sub-magnitude" / "sub-magnitude_scans.tsv").iloc[0]
     assert row["mask_source"] == "derivatives"
+
+
+def test_known_lesions_go_into_what_was_processed(dataset, processed, tmp_path):
+    """Scans without phase or without a result are named; the rest is BIDS, with its truth."""
+    known = tmp_path / "known"
+    done = command("cmb-lab", "implant", dataset, processed[0], known, "--microbleeds", "3")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "sub-magnitude_MEGRE is left out" in done.stdout
+    assert "sub-broken_MEGRE is left out" in done.stdout
+    written = sorted(path.name for path in known.glob("sub-*"))
+    assert len(written) == 2
+    valid_bids(known, "-r")
+    truth = known / "derivatives" / "truth" / written[0] / "anat"
+    table = read_table(truth / f"{written[0]}_desc-truth_dseg.tsv")
+    implanted = table[table["certainty"] == "definite"]
+    assert implanted["name"].value_counts().to_dict() == {"microbleed": 3, "calcification": 2}
+    before, after = (
+        read_volume(folder / written[0] / "anat" / f"{written[0]}_echo-2_part-mag_MEGRE.nii.gz")
+        for folder in (dataset, known)
+    )
+    places = np.rint(world_to_voxel(after.affine, implanted[["x", "y", "z"]].to_numpy()))
+    for place in map(tuple, places.astype(int)):
+        assert after.data[place] < 0.9 * before.data[place]
 
 
 def test_the_group_level_counts_everybody(dataset, processed):

@@ -286,7 +286,8 @@ def compare_scores(
             ),
             "by": by_stratum(cases, thresholds[name]),
         }
-        if REFERENCE in counts and name != REFERENCE:
+        # Shipped networks learned longer, from more cases: beside the others, not against them.
+        if REFERENCE in counts and name != REFERENCE and not contender.shipped:
             entry["against_reference"] = paired(counts[name], counts[REFERENCE])
         entries.append(entry)
     return entries

@@ -20,9 +20,9 @@ from cmb_bids.training.shards import Case
 FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FROC is read
 CALIBRATION_BINS = 10
 GRID = np.round(np.arange(0.02, 0.96, 0.01), 2)  # thresholds that are tried
-EXPECTED_PRECISION = 0.95  # definite begins lower than at the best F1 while it stays this high
-LOWEST_DEFINITE = 1 / 3  # but no lower than where one miss weighs two false alarms
-POSSIBLE_BETA = 1.5  # how many times a miss weighs a false alarm where "possible" begins
+# How many times a miss weighs a false alarm where definite and possible begin.
+DEFINITE_BETA, POSSIBLE_BETA = 0.75, 1.5
+LOWEST_DEFINITE = 1 / 3  # where one miss weighs two false alarms
 MOST_OF_DEFINITE = 0.75  # possible begins at this share of definite or lower
 # What is known of a simulated lesion; a case without lesions has the columns too.
 LESION_COLUMNS = ("x", "y", "z", "diameter_mm", "contrast_to_noise", "mars_class")
@@ -181,19 +181,19 @@ def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, in
 
 
 def choose_thresholds(
-    cases: Sequence[ScoredCase], probabilities: bool = True
+    cases: Sequence[ScoredCase], probabilities: bool = True, definite_beta: float = DEFINITE_BETA
 ) -> tuple[float, float]:
-    """Definite and possible thresholds: for the best F1 or lower, and with misses weighing more.
+    """Definite and possible thresholds, where false alarms weigh more and where misses do.
 
     Where F is highest on a few dozen lesions is mostly chance. How high it is there is not, and
-    for calibrated probabilities the threshold that maximises F is F / (1 + beta^2) at its maximum:
-    half of F1, four thirteenths of F1.5 (Lipton et al., ECML 2014). `tools/measure_thresholds.py`
-    shows what that buys. F2 would begin where five in six are wrong.
+    for calibrated probabilities the threshold that maximises F is F / (1 + beta^2) at its maximum
+    (Lipton et al., ECML 2014). `tools/measure_thresholds.py` shows what that buys. F2 would begin
+    where five in six are wrong.
 
-    F1 hardly changes over a wide range around its maximum where mimics are few. Definite then
-    begins lower, where more are found: as low as 95 % of the calls are expected to be microbleeds,
-    but not below one third, where one miss weighs two false alarms (p / (1 - p) = 1 / 2).
-    Possible is lower than definite by at least a quarter, so that there is room between.
+    F1 hardly changes over a wide range around its maximum. Definite begins at the upper end of that
+    range: other scanners have mimics that no simulator had, and most people have no microbleed, so
+    that a false one changes what is said of them. Possible is lower than definite by at least a
+    quarter, so that there is room between.
 
     Parameters
     ----------
@@ -202,6 +202,8 @@ def choose_thresholds(
     probabilities : bool, optional
         Whether the scores are calibrated probabilities; if not, the thresholds are where F is
         highest.
+    definite_beta : float, optional
+        Of the F that decides where definite begins; 1 where detectors are compared by F1.
     """
     scores, hits, lesions = pooled_hits(cases)
     grid = GRID if probabilities else _levels(scores)
@@ -210,21 +212,11 @@ def choose_thresholds(
         curve = f_curve(scores, hits, lesions, beta, grid)
         return float(curve.max() / (1 + beta**2) if probabilities else grid[curve.argmax()])
 
-    definite, possible = best(1.0), best(POSSIBLE_BETA)
+    definite, possible = best(definite_beta), best(POSSIBLE_BETA)
     if not probabilities:
         return definite, min(possible, definite * MOST_OF_DEFINITE)
-    definite = round(definite_threshold(scores, definite), 3)
+    definite = round(max(definite, LOWEST_DEFINITE), 3)
     return definite, round(min(max(possible, GRID[0]), definite * MOST_OF_DEFINITE), 3)
-
-
-def definite_threshold(probabilities: np.ndarray, at_best_f1: float) -> float:
-    """Where definite begins for calibrated probabilities (n,), as `choose_thresholds` says."""
-    called = np.sort(probabilities[probabilities >= LOWEST_DEFINITE])[::-1]
-    expected = np.cumsum(called) / np.arange(1, len(called) + 1)  # falls with every call
-    allowed = called[expected >= EXPECTED_PRECISION]
-    every_one = len(allowed) == len(called)
-    lowest = LOWEST_DEFINITE if every_one else float(allowed.min(initial=1.0))
-    return max(min(at_best_f1, lowest), LOWEST_DEFINITE)
 
 
 def _levels(scores: np.ndarray) -> np.ndarray:

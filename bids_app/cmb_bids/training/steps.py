@@ -56,6 +56,7 @@ from cmb_bids.training.fit import (
 )
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED
 from cmb_bids.training.scoring import (
+    DEFINITE_BETA,
     ScoredCase,
     choose_thresholds,
     detection_metrics,
@@ -414,7 +415,9 @@ def calibrated(
     if contender.shipped:
         calibration = dataclasses.replace(calibration, usual_burden=fit_usual_burden(cases))
         cases = [apply(contender, one, calibration) for one in judged]
-    definite, possible = choose_thresholds(cases, probabilities=bool(contender.channels))
+    definite, possible = choose_thresholds(
+        cases, bool(contender.channels), DEFINITE_BETA if contender.shipped else 1.0
+    )
     return dataclasses.replace(calibration, definite=definite, possible=possible), cases
 
 
