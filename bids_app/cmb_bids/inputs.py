@@ -8,12 +8,14 @@ pybids' patterns (a millisecond a file, twenty seconds for 4000 participants), a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -783,6 +785,7 @@ def write_manifest(
         "work_dir": str(work_dir),
         "log_dir": str(path.parent),
         "config": config,
+        "network_digest": network_digest((config.get("network") or {}).get("model", "shipped")),
         "random_seed": random_seed,
         "scans": [{key: scan[key] for key in MANIFEST_KEYS} for scan in index.scans],
     }
@@ -814,6 +817,8 @@ def write_scan_files(scan: Mapping[str, Any], manifest: Mapping[str, Any]) -> No
             "version": manifest["version"],
             "random_seed": manifest["random_seed"],
         }
+        if "network" in sections:
+            content["network_digest"] = manifest["network_digest"]
         text = json.dumps(content, sort_keys=True)
         for kind in ("complex", "magnitude"):
             path = folder / f"{kind}_{stage}.json"
@@ -821,6 +826,24 @@ def write_scan_files(scan: Mapping[str, Any], manifest: Mapping[str, Any]) -> No
                 path.unlink(missing_ok=True)
             elif not path.is_file() or json.dumps(read_json(path), sort_keys=True) != text:
                 write_json(path, content)
+
+
+def network_digest(model: str) -> str:
+    """What tells a network from another of the same name, which may have been trained since.
+
+    Parameters
+    ----------
+    model : str
+        ``shipped``, a safetensors file, or a directory that holds networks.
+    """
+    shipped = Path(str(files("cmb_bids"))) / "data" / "models"
+    place = shipped if model == "shipped" else Path(model)
+    paths = sorted(place.glob("microbleed-*.safetensors")) if place.is_dir() else [place]
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():  # where it is not, the stage that needs it says so
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def scan_state(output_dir: str | Path, scan: Mapping[str, Any]) -> Path:

@@ -431,6 +431,19 @@ def test_scan_files_are_touched_only_by_what_concerns_their_stage(dataset, tmp_p
     assert [stage for stage in before if after[stage] != before[stage]] == ["lesions"]
 
 
+def test_a_network_trained_anew_is_told_from_the_one_before(dataset, tmp_path):
+    root = dataset(*complex_scan("sub-01/anat/sub-01"), EchoTime=0.02)
+    output, network = tmp_path / "out", tmp_path / "mine.safetensors"
+    network.write_bytes(b"one")
+    manifest_of(root, output, network={"model": str(network)})
+    before = modified(output)
+    time.sleep(0.02)
+    network.write_bytes(b"another")
+    manifest_of(root, output, network={"model": str(network)})
+    after = modified(output)
+    assert {stage for stage in before if after[stage] != before[stage]} == {"classify", "lesions"}
+
+
 def test_a_scan_whose_phase_is_gone_leaves_no_complex_file(dataset, tmp_path):
     root = dataset(*complex_scan("sub-01/anat/sub-01"))
     output = tmp_path / "out"
