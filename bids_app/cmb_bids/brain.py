@@ -671,10 +671,11 @@ def gate(
         reasons.append(
             f"brain mask volume {volume_ml:.0f} ml is below {config.minimum_volume_ml:.0f} ml"
         )
-    fits = overlap is None or overlap >= config.large_head_overlap
-    largest = config.large_head_volume_ml if fits else config.maximum_volume_ml
-    if volume_ml > max(largest, config.maximum_volume_ml):
-        reasons.append(_above(volume_ml, max(largest, config.maximum_volume_ml)))
+    largest = config.maximum_volume_ml
+    if overlap is None or overlap >= config.large_head_overlap:
+        largest = max(largest, config.large_head_volume_ml)
+    if volume_ml > largest:
+        reasons.append(_above(volume_ml, largest))
     if coverage is not None and coverage < config.minimum_coverage:
         reasons.append(
             f"only {coverage:.0%} of the brain is inside the field of view "

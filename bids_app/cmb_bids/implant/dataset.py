@@ -194,21 +194,17 @@ class _Result:
         self.anat = results_dir / scan["folder"] / "anat"
         self.prefix, self.suffix = scan["prefix"], scan["output_suffix"]
         state = scan_state(results_dir, scan)
-        row = self._json(state / "scan_row.json")
+        row = read_json(_made(state / "scan_row.json"))
         if row.get("qc_status") == FAIL:
             raise BadData(
                 state / "scan_row.json",
                 f"quality check failed: {row.get('qc_reason')}",
                 "Only scans that can be counted are used",
             )
-        report = self._json(state / f"{self.suffix}_phase.json")
+        report = read_json(_made(state / f"{self.suffix}_phase.json"))
         self.polarity_sign = float(report["polarity_sign"])
-        stage = self._json(state / "complex_phase.json")
+        stage = read_json(_made(state / "complex_phase.json"))
         self.phase_scale = str(stage["config"].get("phase", {}).get("scale", "auto"))
-
-    @staticmethod
-    def _json(path: Path) -> dict[str, Any]:
-        return read_json(_made(path))
 
     def image(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """SWI or brain mask."""

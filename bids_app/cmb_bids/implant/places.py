@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,8 +97,8 @@ def draw_lesions(
     rng : Generator
     """
     sizes = voxel_sizes(acquisition.affine)
-    taken = [world_to_voxel(acquisition.affine, known) * sizes] if len(known) else []
-    room = _away_from(np.flatnonzero(free), free.shape, sizes, taken, FROM_KNOWN_MM)
+    known = world_to_voxel(acquisition.affine, known) * sizes
+    room = _away_from(np.flatnonzero(free), free.shape, sizes, known, FROM_KNOWN_MM)
     spec = _conditions(acquisition, rng)
     done: list[tuple[Lesion, Effect]] = []
     invisible = 0
@@ -111,7 +110,7 @@ def draw_lesions(
             invisible += 1
             continue
         done.append(found)
-        room = _away_from(room, free.shape, sizes, [centre[None]], APART_MM)
+        room = _away_from(room, free.shape, sizes, centre[None], APART_MM)
     return done
 
 
@@ -140,11 +139,11 @@ def _away_from(
     room: np.ndarray,
     shape: tuple[int, ...],
     sizes: np.ndarray,
-    taken: Sequence[np.ndarray],
+    points: np.ndarray,
     distance_mm: float,
 ) -> np.ndarray:
     """Which places (flat indices) are that far from all points (n, 3), voxel-axis mm."""
-    for point in (p for points in taken for p in points):
+    for point in points:
         where = np.stack(np.unravel_index(room, shape), axis=1) * sizes
         room = room[np.linalg.norm(where - point, axis=1) > distance_mm]
     return room
