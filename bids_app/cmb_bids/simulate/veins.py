@@ -1,9 +1,10 @@
 """Blood vessels: grown as tapering random walks, then rasterised with partial volume.
 
-Four kinds make the mimics of a real susceptibility-weighted image: pial veins that follow the
+Five kinds make the mimics of a real susceptibility-weighted image: pial veins that follow the
 sulci down a geodesic potential to the dural sinuses (and so merge into trees), medullary veins
-that run to the ventricles, short superficial veins between white matter and cortex, and the
-named deep veins and sinuses drawn as jittered splines. Arteries are drawn like the latter,
+that run to the ventricles, fans of them that join in one point before they get there, short
+superficial veins between white matter and cortex, and the named deep veins and sinuses drawn as
+jittered splines. Arteries are drawn like the latter,
 without susceptibility. Vessels are grown in template mm and carried to the subject with it.
 """
 
@@ -22,6 +23,13 @@ from cmb_bids.simulate.head import TISSUES, HeadModel, load_head
 GUIDE_SPACING_MM = 2.0
 STEP_MM = 0.5
 THINNING_MM = (4.0, 12.0)  # over which a vein that joins nothing thins out
+MOST_FANS = 30  # of a subject whose veins are of the usual density
+FAN_BRANCHES = (3, 9)
+FAN_REACH_MM = (5.0, 25.0)  # of a branch, from where it begins to where it joins the others
+FAN_TO_WALL_MM = (1.0, 12.0)  # from there to the ventricle
+FAN_COSINE = 0.4  # least, between a branch and the vein that it joins
+FAN_RADIUS_MM = (0.16, 0.4)  # of a branch where it joins; a vein drains what its branches bring
+WIDEST_COLLECTOR_MM = 0.8
 
 # Control points in template mm; names starting with "+" are mirrored to the other side.
 DEEP_VEINS: dict[str, tuple[list[tuple[float, float, float]], float, float]] = {
@@ -334,6 +342,8 @@ def grow_veins(
     for path, n, factor in zip(points, taken, scale(count), strict=True):
         chains.append((path[:n], factor * np.linspace(0.12, 0.34, max(n, 1))[:n]))
     loose += list(~arrived)
+    collectors = [path[:n] for path, n, there in zip(points, taken, arrived, strict=True) if there]
+    fans = _fans(collectors, guides.deep_white_seeds, int(rng.uniform(0, MOST_FANS) * density), rng)
 
     count = int(900 * density)
     lengths = rng.integers(8, 36, count)
@@ -357,7 +367,50 @@ def grow_veins(
         (points + 0.6 * _wobble(len(points), rng), calibre * radii)
         for points, radii in guides.sinuses
     ]
-    return VesselTree.join(_thinned(chains, loose, thinning, rng) + named)
+    fans = [(path, calibre * radii) for path, radii in fans]
+    return VesselTree.join(_thinned(chains, loose, thinning, rng) + fans + named)
+
+
+def _fans(
+    collectors: list[np.ndarray], seeds: np.ndarray, count: int, rng: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Medullary veins that converge on one point near a ventricle and go on as one vein.
+
+    Where several narrow veins meet, the image shows a dark dot wider than any of them: the mimic
+    that a walk on its own never makes. After the zones of convergence of the deep medullary veins
+    (Taoka et al., RadioGraphics 2017;37:281).
+
+    Parameters
+    ----------
+    collectors : list of (n, 3) arrays
+        Veins that end at a ventricle, mm; the end of some of them drains a fan.
+    seeds : (m, 3) array
+        Where branches may begin, mm.
+    count : int
+    rng : Generator
+    """
+    long_enough = [path for path in collectors if len(path) * STEP_MM > sum(FAN_TO_WALL_MM)]
+    chains: list[tuple[np.ndarray, np.ndarray]] = []
+    for index in rng.permutation(len(long_enough))[:count]:
+        path = long_enough[index]
+        joint = len(path) - 1 - int(rng.uniform(*FAN_TO_WALL_MM) / STEP_MM)
+        outward = (path[0] - path[joint]) / np.linalg.norm(path[0] - path[joint])
+        reach = seeds - path[joint]
+        distance = np.linalg.norm(reach, axis=1)
+        near = (distance > FAN_REACH_MM[0]) & (distance < FAN_REACH_MM[1])
+        begins = seeds[near & (reach @ outward > FAN_COSINE * distance)]
+        if not len(begins):
+            continue
+        branches = _pick(begins, int(rng.integers(FAN_BRANCHES[0], FAN_BRANCHES[1] + 1)), rng)
+        widths = rng.uniform(*FAN_RADIUS_MM, len(branches))
+        for begin, width in zip(branches, widths, strict=True):
+            straight = smooth_path(np.array([begin, path[joint]]))
+            share = np.linspace(0, 1, len(straight))
+            bent = 0.6 * _wobble(len(straight), rng) * np.sin(np.pi * share)[:, None]
+            chains.append((straight + bent, 0.1 + (width - 0.1) * share))
+        collector = min(float(np.sqrt(np.sum(widths**2))), WIDEST_COLLECTOR_MM)
+        chains.append((path[joint:], np.full(len(path) - joint, collector)))
+    return chains
 
 
 def _thinned(
