@@ -227,6 +227,56 @@ def test_loose_ends_of_veins_thin_out_and_nothing_else_changes():
     assert np.array_equal(thin.radii[first], blunt.radii[first])
 
 
+def collector(length_mm=30.0):
+    """A vein that comes down along z and ends at the wall in (0, 0, 0)."""
+    z = np.arange(length_mm, -veins.STEP_MM / 2, -veins.STEP_MM)
+    return np.stack([np.zeros_like(z), np.zeros_like(z), z], axis=1)
+
+
+def everywhere(reach_mm=30.0, step_mm=4.0):
+    axis = np.arange(-reach_mm, reach_mm + 1, step_mm)
+    return np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
+
+
+def test_the_veins_of_a_fan_meet_in_one_point_and_drain_as_one():
+    fan = veins._fans([collector()], everywhere(), 1, np.random.default_rng(0))
+    *branches, (trunk, width) = fan
+    assert veins.FAN_BRANCHES[0] <= len(branches) <= veins.FAN_BRANCHES[1]
+    joint = trunk[0]
+    assert veins.FAN_TO_WALL_MM[0] <= joint[2] <= veins.FAN_TO_WALL_MM[1] + veins.STEP_MM
+    assert np.array_equal(trunk[-1], np.zeros(3))
+    for points, radii in branches:
+        np.testing.assert_allclose(points[-1], joint, atol=1e-9)
+        assert np.all(np.diff(radii) > 0)  # it gathers on its way
+        assert radii[-1] <= width[0]
+        away = points[0] - joint
+        assert away[2] > 0  # none comes from the side of the ventricle
+        assert np.linalg.norm(away) < veins.FAN_REACH_MM[1] + 2
+    drained = np.sqrt(sum(radii[-1] ** 2 for _, radii in branches))
+    np.testing.assert_allclose(width, min(drained, veins.WIDEST_COLLECTOR_MM))
+
+
+def test_where_a_fan_joins_the_image_is_darker_than_any_of_its_veins():
+    spacing, shape, corner = (2.0, 2.0, 2.0), (21, 21, 21), np.array([20.0, 20.0, 0.0])
+    fan = veins._fans([collector()], everywhere(), 1, np.random.default_rng(1))
+    tree = veins.VesselTree.join(fan)
+    joint = fan[-1][0][0]
+    share = veins.rasterise(tree.moved(tree.points + corner), shape, spacing)
+    at_joint = share[tuple(np.round((joint + corner) / spacing).astype(int))]
+    apart = share[..., round(joint[2] / spacing[2]) + 3 :]  # where the branches no longer touch
+    assert at_joint > 2 * apart.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("paths", "seeds", "count"),
+    [([], everywhere(), 3), ([collector(6.0)], everywhere(), 3), ([collector()], everywhere(), 0),
+     ([collector()], np.array([[0.0, 0.0, -9.0]]), 3)],
+    ids=["no-vein", "short-vein", "none-wanted", "nothing-upstream"],
+)  # fmt: skip
+def test_no_fan_where_none_can_be(paths, seeds, count):
+    assert veins._fans(paths, seeds, count, np.random.default_rng(0)) == []
+
+
 def blob(**changes):
     values = {
         "name": "microbleed", "centre_mm": np.array([0.3, -0.2, 0.4]),
