@@ -16,18 +16,21 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 from scipy.spatial import ConvexHull
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist, pdist
 from skimage.segmentation import watershed
 
 from cmb_bids.anatomy import Place, label_lesions, to_mni
 from cmb_bids.columns import LESION_COLUMNS
 from cmb_bids.moments import NO_PHASE, Phase, judge, measure_moments
-from cmb_bids.same_lesion import same_place_mm, suppress_neighbours
+from cmb_bids.same_lesion import FARTHEST_MM, same_place_mm, suppress_neighbours
 from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
 
 MICROBLEED = "microbleed"
 CALCIFICATION = "calcification"
 CALCIFICATION_PROBABILITY = 0.5
+# From which a microbleed within 5 mm of a surer one is a second one. Training teaches nothing of
+# what lies there: what is doubtful is the first one's bloom, or iron around it.
+NEIGHBOUR_PROBABILITY = 0.95
 DEFINITE = "definite"
 POSSIBLE = "possible"
 
@@ -581,7 +584,8 @@ def _keep_lesions(
     """Candidates that are lesions, the most probable first, ties by position.
 
     One within ``same_place`` mm of a more probable one is left out: it is the same lesion, its halo
-    in the phase or what it touches, and drawn for itself it would be counted twice.
+    in the phase or what it touches, and drawn for itself it would be counted twice. So is a
+    microbleed below `NEIGHBOUR_PROBABILITY` within `FARTHEST_MM` of a surer one.
     """
     wanted = ["index", "p_microbleed", "p_calcification"]
     found = candidates.merge(probabilities[wanted], on="index", validate="one_to_one")
@@ -594,8 +598,19 @@ def _keep_lesions(
         ["likelier", "x", "y", "z"], ascending=[False, True, True, True], kind="stable"
     )
     points = found[["x", "y", "z"]].to_numpy(dtype=float)
-    kept = suppress_neighbours(points, found["likelier"].to_numpy(), same_place)
-    return found.iloc[kept].reset_index(drop=True)
+    found = found.iloc[suppress_neighbours(points, found["likelier"].to_numpy(), same_place)]
+    found = found[~_doubtful_neighbours(found)]
+    return found.reset_index(drop=True)
+
+
+def _doubtful_neighbours(found: pd.DataFrame) -> np.ndarray:
+    """Which rows (n,), sorted from the likeliest, are microbleeds that a surer one accounts for."""
+    microbleed = (found["lesion_class"] == MICROBLEED).to_numpy()
+    points = found[["x", "y", "z"]].to_numpy(dtype=float)
+    beside = (cdist(points, points) <= FARTHEST_MM) & microbleed
+    surer = np.tril(np.ones_like(beside), -1)  # the rows before are likelier
+    doubtful = microbleed & (found["probability"].to_numpy() < NEIGHBOUR_PROBABILITY)
+    return doubtful & (beside & surer).any(axis=1)
 
 
 def _point_blob(point: np.ndarray, shape: tuple[int, ...]) -> Blob:

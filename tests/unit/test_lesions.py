@@ -178,10 +178,27 @@ def test_two_detections_of_one_lesion_become_one_row_with_the_likelier_probabili
     assert abs(table["x"][0] - points[0, 0]) < 0.5
 
 
+@pytest.mark.parametrize(
+    ("apart", "second", "kept"),
+    [(4.4, 0.82, 1), (4.4, 0.96, 2), (5.2, 0.82, 2)],
+    ids=["doubtful", "beyond-doubt", "farther"],
+)
+def test_a_doubtful_microbleed_close_to_a_surer_one_is_no_second_one(apart, second, kept):
+    """Iron round a lesion, called .82, once counted beside it (another simulator's scan)."""
+    image, points = draw(FINE, [((0, 0, 0), 3.0), ((apart, 0, 0), 2.5)])
+    table, _ = segment(image, FINE, points, microbleed=[0.99, second])
+    assert table["probability"].tolist() == [0.99, second][:kept]
+    # Beside a calcification, and as a calcification, it is judged for itself.
+    table, _ = segment(image, FINE, points, microbleed=[0.01, second], calcification=[0.98, 0.01])
+    assert len(table) == 2
+    table, _ = segment(image, FINE, points, microbleed=[0.99, 0.1], calcification=[0.01, second])
+    assert table["lesion_class"].tolist() == [MICROBLEED, CALCIFICATION]
+
+
 @pytest.mark.parametrize("affine", [FINE, UK_BIOBANK])
 def test_two_neighbours_stay_two_and_share_no_voxel(affine):
     image, points = draw(affine, [((-2.4, 0, 0), 4.0), ((2.4, 0, 0), 4.0)])
-    table, labels = segment(image, affine, points)
+    table, labels = segment(image, affine, points, microbleed=[0.99, 0.99])
     assert len(table) == 2
     assert sorted(np.unique(labels)) == [0, 1, 2]
     assert np.abs(table["diameter_mm"] - 4.0).max() < 1.0
@@ -192,7 +209,7 @@ def test_neighbours_that_bleed_into_each_other_are_parted_at_the_ridge():
     image, points = draw(FINE, [((-2.05, 0, 0), 4.0), ((2.05, 0, 0), 4.0)], blur_mm=0.8)
     middle = nib.affines.apply_affine(np.linalg.inv(FINE), points.mean(axis=0)).round().astype(int)
     assert image[tuple(middle)] < 0.7  # the ridge itself is below half depth
-    table, _ = segment(image, FINE, points)
+    table, _ = segment(image, FINE, points, microbleed=[0.99, 0.99])
     assert len(table) == 2
     assert np.ptp(table["volume_mm3"]) < 0.25 * table["volume_mm3"].max()
 
