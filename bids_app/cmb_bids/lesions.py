@@ -607,10 +607,9 @@ def _doubtful_neighbours(found: pd.DataFrame) -> np.ndarray:
     """Which rows (n,), sorted from the likeliest, are microbleeds that a surer one accounts for."""
     microbleed = (found["lesion_class"] == MICROBLEED).to_numpy()
     points = found[["x", "y", "z"]].to_numpy(dtype=float)
-    beside = (cdist(points, points) <= FARTHEST_MM) & microbleed
-    surer = np.tril(np.ones_like(beside), -1)  # the rows before are likelier
+    beside_a_likelier = np.tril(cdist(points, points) <= FARTHEST_MM, -1)
     doubtful = microbleed & (found["probability"].to_numpy() < NEIGHBOUR_PROBABILITY)
-    return doubtful & (beside & surer).any(axis=1)
+    return doubtful & (beside_a_likelier & microbleed).any(axis=1)
 
 
 def _point_blob(point: np.ndarray, shape: tuple[int, ...]) -> Blob:
