@@ -86,8 +86,8 @@ def test_the_comparison_ranks_what_sees_the_sign_of_the_phase_first(folder):
     assert entries["frst"]["ranked_by"].startswith("frst_")
     assert entries["frst"]["metrics"]["f1"]["value"] == 1
     assert entries["residual-2018"]["training"]["parameters"] < 50_000
-    strata = {"group", "protocol", "core diameter", "contrast to noise", "region"}
-    assert set(entries["swi"]["by"]) == strata
+    strata = {"group", "protocol", "core diameter", "apparent diameter", "by definition"}
+    assert set(entries["swi"]["by"]) == strata | {"contrast to noise", "region"}
     assert entries["swi"]["by"]["region"]["deep"]["microbleeds"] == 8
     table = pd.read_csv(folder / "comparison_table.tsv", sep="\t")
     assert set(table["contender"]) == set(COMPARED)
@@ -295,6 +295,13 @@ def test_a_case_without_lesions_has_the_columns_all_the_same():
     scored = scored_case(case, "complex", np.full((len(found.labels), 3), 1 / 3))
     assert {"contrast_to_noise", "mars_class", "diameter_mm"} <= set(scored.microbleeds)
     assert comparison.by_stratum([scored], 0.5)["contrast to noise"] == {}
+
+
+def test_lesions_are_told_apart_by_whether_they_look_like_a_microbleed():
+    lesions = [{"apparent_diameter_mm": size} for size in (1.9, 2.0, 10.0, 10.1, None)]
+    named = comparison._by_definition(pd.DataFrame(lesions))
+    fits, not_so = "looks 2-10 mm", "smaller or larger"
+    assert named.tolist() == [not_so, fits, fits, not_so, "not measured"]
 
 
 def test_a_network_that_says_one_thing_for_all_has_learnt_nothing():

@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("float32", "bfloat16"),
         help="of the arithmetic in training (default: float32); bfloat16 halves the time on GPUs "
-        "and on processors with amx_bf16, and costs time on others",
+        "and on processors with amx_bf16, takes a third off it on those with avx512_bf16, and "
+        "costs time on others",
     )
     parser.add_argument("--shards", type=Path, help="where simulated cases are kept")
     simulated = parser.add_argument_group("training on simulated scans")

@@ -58,6 +58,8 @@ METRICS: dict[str, Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarra
 }
 REGION = "mars_class"
 CONTRAST_EDGES = (0.0, 5.0, 10.0, 20.0, np.inf)  # of the core at the last echo, over the noise
+NOT_MEASURED = "not measured"
+APPARENT_EDGES_MM = (0.0, 2.0, 3.0, 5.0, 10.0, np.inf)  # of what is dark in the magnitude
 
 
 def counts_of(case: ScoredCase, threshold: float) -> np.ndarray:
@@ -202,6 +204,8 @@ def by_stratum(cases: Sequence[ScoredCase], threshold: float) -> dict[str, dict[
             for name in sorted(set(of_case))
         }
     tables["core diameter"] = _sensitivity_where(cases, threshold, _size_classes)
+    tables["apparent diameter"] = _sensitivity_where(cases, threshold, _apparent_classes)
+    tables["by definition"] = _sensitivity_where(cases, threshold, _by_definition)
     tables["contrast to noise"] = _sensitivity_where(cases, threshold, _contrast_classes)
     tables["region"] = _sensitivity_where(cases, threshold, lambda lesions: lesions[REGION])
     return tables
@@ -209,6 +213,17 @@ def by_stratum(cases: Sequence[ScoredCase], threshold: float) -> dict[str, dict[
 
 def _size_classes(lesions: pd.DataFrame) -> pd.Series:
     return _classes(lesions["diameter_mm"], SIZE_EDGES_MM, " mm")
+
+
+def _apparent_classes(lesions: pd.DataFrame) -> pd.Series:
+    return _classes(lesions["apparent_diameter_mm"], APPARENT_EDGES_MM, " mm")
+
+
+def _by_definition(lesions: pd.DataFrame) -> pd.Series:
+    """Microbleeds are those that look 2 to 10 mm (STRIVE); smaller ones are simulated too."""
+    looks = pd.to_numeric(lesions["apparent_diameter_mm"])
+    named = looks.between(2, 10).map({True: "looks 2-10 mm", False: "smaller or larger"})
+    return named.where(looks.notna(), NOT_MEASURED)
 
 
 def _contrast_classes(lesions: pd.DataFrame) -> pd.Series:
@@ -219,7 +234,8 @@ def _classes(values: pd.Series, edges: Sequence[float], unit: str) -> pd.Series:
     """Names of the class each value falls in; the last class has no upper end."""
     names = [f"{a:g}-{b:g}{unit}" for a, b in pairwise(edges[:-1])]
     names.append(f"{edges[-2]:g}{unit} and more")
-    return pd.cut(pd.to_numeric(values), list(edges), labels=names, right=False).astype(str)
+    classes = pd.cut(pd.to_numeric(values), list(edges), labels=names, right=False)
+    return classes.astype(object).fillna(NOT_MEASURED).astype(str)
 
 
 def _by_number(name: str) -> tuple[float, str]:

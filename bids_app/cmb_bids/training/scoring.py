@@ -25,7 +25,10 @@ DEFINITE_BETA, POSSIBLE_BETA = 0.75, 1.5
 LOWEST_DEFINITE = 1 / 3  # where one miss weighs two false alarms
 MOST_OF_DEFINITE = 0.75  # possible begins at this share of definite or lower
 # What is known of a simulated lesion; a case without lesions has the columns too.
-LESION_COLUMNS = ("x", "y", "z", "diameter_mm", "contrast_to_noise", "mars_class")
+LESION_COLUMNS = (
+    *("x", "y", "z", "diameter_mm", "apparent_diameter_mm"),
+    *("contrast_to_noise", "mars_class"),
+)
 SIZE_EDGES_MM = (0.0, 1.5, 2.0, 3.0, np.inf)  # of the lesion's core
 USUAL_BURDENS = (0.05, 50.0)  # between which the one that fits is sought
 RIDGE = 1e-2  # on the calibration's five numbers, in candidates: decides only where data do not
