@@ -44,6 +44,9 @@ MIRRORED_AXES: tuple[tuple[int, ...], ...] = tuple(
     axes for count in range(4) for axes in combinations((2, 3, 4), count)
 )
 AS_IT_IS: tuple[tuple[int, ...], ...] = ((),)  # no mirror image
+# Log odds of a lesion of either kind, at first sight, from which a patch is seen in all its mirror
+# images: `tools/measure_looks.py` shows what is saved and that no call changes.
+DOUBTFUL_LOG_ODDS = -2.0
 LEAK = 0.1  # of the hidden rectifiers: ten plain ones can all fall silent, and nothing is learnt
 FORMAT = "cmb-bids-resnet-3"
 
@@ -265,14 +268,32 @@ def save_model(network: MicrobleedNet, path: Path, provenance: dict[str, Any]) -
 
 
 def predict_logits(
-    network: nn.Module, patches: np.ndarray, mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES
+    network: nn.Module,
+    patches: np.ndarray,
+    mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES,
+    doubtful_log_odds: float = DOUBTFUL_LOG_ODDS,
 ) -> np.ndarray:
     """Uncalibrated scores (n, 3) of patches (n, channels, X, Y, Z).
 
     The mean over the patch and its mirror images, which show the same lesion: what the network
     makes of the side a vein lies on should not decide. ``mirrors`` are the axes flipped for
-    each of them.
+    each of them. What is plainly no lesion in the first of them is not seen in the others.
     """
+    first, *others = mirrors
+    logits = _seen(network, patches, [first])
+    if not others or not len(logits):
+        return logits
+    lesion = np.logaddexp(logits[:, 0], logits[:, 1])
+    doubtful = lesion - logits[:, 2] >= doubtful_log_odds
+    again = _seen(network, patches[doubtful], others)
+    logits[doubtful] = (logits[doubtful] + len(others) * again) / len(mirrors)
+    return logits
+
+
+def _seen(
+    network: nn.Module, patches: np.ndarray, mirrors: Sequence[tuple[int, ...]]
+) -> np.ndarray:
+    """The mean over the mirror images of each patch, (n, 3)."""
     batches = range(0, len(patches), PATCHES_PER_BATCH)
     device = next(network.parameters()).device
     logits = []

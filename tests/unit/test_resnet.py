@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from cmb_bids.errors import BadData, InputMissing, UsageError
 from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import (
+    AS_IT_IS,
     CONTRAST_AND_PHASE,
     CONTRAST_ONLY,
     Calibration,
@@ -136,6 +137,22 @@ def test_a_mirrored_patch_gets_the_same_scores(axis):
     network = MicrobleedNet().eval()
     patches = patches_of(3)
     mirrored = np.flip(patches, axis).copy()
-    np.testing.assert_allclose(
-        predict_logits(network, patches), predict_logits(network, mirrored), atol=1e-5
+    seen, seen_mirrored = (
+        predict_logits(network, images, doubtful_log_odds=-np.inf) for images in (patches, mirrored)
     )
+    np.testing.assert_allclose(seen, seen_mirrored, atol=1e-5)
+
+
+def test_only_what_may_be_a_lesion_is_seen_in_its_mirror_images():
+    torch.manual_seed(0)
+    network = MicrobleedNet().eval()
+    patches = patches_of(40)
+    once = predict_logits(network, patches, AS_IT_IS)
+    odds = np.logaddexp(once[:, 0], once[:, 1]) - once[:, 2]
+    middle = float(np.median(odds))
+    eight = predict_logits(network, patches, doubtful_log_odds=-np.inf)
+    found = predict_logits(network, patches, doubtful_log_odds=middle)
+    np.testing.assert_allclose(found[odds < middle], once[odds < middle], atol=1e-5)
+    np.testing.assert_allclose(found[odds >= middle], eight[odds >= middle], atol=1e-5)
+    assert not np.allclose(once, eight, atol=1e-5)
+    assert predict_logits(network, patches[:0]).shape == (0, 3)
