@@ -72,10 +72,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Everything about a network but its weights."""
+    """Everything about a network but its weights.
+
+    ``widths`` are the features at full resolution and of the two convolutions after the residual
+    blocks; ``residual_width`` those of the blocks, None: as at full resolution.
+    """
 
     channels: tuple[str, ...] = CONTRAST_AND_PHASE
     widths: tuple[int, int, int] = (8, 16, 22)
+    residual_width: int | None = None
     hidden: int = 32
     geometry: PatchGeometry = field(default_factory=PatchGeometry)
     calibration: Calibration = field(default_factory=Calibration)
@@ -113,7 +118,9 @@ class MicrobleedNet(nn.Module):
         super().__init__()
         self.description = description or ModelDescription()
         channels = len(self.description.channels)
-        self.stem, self.residual, self.pooled = trunk(channels, self.description.widths, (2, 2, 2))
+        self.stem, self.residual, self.pooled = trunk(
+            channels, self.description.widths, (2, 2, 2), self.description.residual_width
+        )
         places = math.prod(n // 2 // 2 for n in self.description.geometry.shape)
         self.hidden = nn.Linear(self.description.widths[-1] * places, self.description.hidden)
         self.dropout = nn.Dropout(self.description.dropout)
@@ -127,19 +134,24 @@ class MicrobleedNet(nn.Module):
 
 
 def trunk(
-    channels: int, widths: tuple[int, int, int], first_pooling: tuple[int, int, int]
+    channels: int,
+    widths: tuple[int, int, int],
+    first_pooling: tuple[int, int, int],
+    residual_width: int | None = None,
 ) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """What comes before the dense layers: at full resolution, residual, and widened.
 
-    The first ends in max-pooling by ``first_pooling``, the last by two along each axis.
+    The first ends in max-pooling by ``first_pooling``, the last by two along each axis. The
+    widths are those of `ModelDescription`.
     """
     narrow, middle, wide = widths
-    stem = (*convolved(channels, narrow), *convolved(narrow, narrow))
-    residual = (ResidualBlock(narrow) for _ in range(RESIDUAL_BLOCKS))
+    deep = narrow if residual_width is None else residual_width
+    stem = (*convolved(channels, narrow), *convolved(narrow, deep))
+    residual = (ResidualBlock(deep) for _ in range(RESIDUAL_BLOCKS))
     return (
         nn.Sequential(*stem, nn.MaxPool3d(first_pooling)),
         nn.Sequential(*residual),
-        nn.Sequential(*convolved(narrow, middle), *convolved(middle, wide), nn.MaxPool3d(2)),
+        nn.Sequential(*convolved(deep, middle), *convolved(middle, wide), nn.MaxPool3d(2)),
     )
 
 
@@ -237,6 +249,7 @@ def _description_from(metadata: dict[str, str]) -> ModelDescription:
     return ModelDescription(
         channels=tuple(content["channels"]),
         widths=tuple(content["widths"]),
+        residual_width=content.get("residual_width"),
         hidden=int(content["hidden"]),
         geometry=PatchGeometry(tuple(geometry["shape"]), tuple(geometry["spacing_mm"])),
         calibration=Calibration(**calibration),

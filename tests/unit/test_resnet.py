@@ -118,6 +118,19 @@ def test_it_is_small():
     assert sum(p.numel() for p in MicrobleedNet().parameters()) < 1_000_000
 
 
+def test_residual_blocks_may_be_wider_than_full_resolution(tmp_path):
+    description = ModelDescription(widths=(4, 8, 8), residual_width=6, name="toy")
+    network = MicrobleedNet(description).eval()
+    assert network.residual[0].first.weight.shape[:2] == (6, 6)
+    save_model(network, tmp_path / "toy.safetensors", {})
+    again = load_model(tmp_path / "toy.safetensors")
+    assert again.description == description
+    patches = patches_of(2)
+    np.testing.assert_array_equal(
+        predict_logits(network, patches), predict_logits(again.network, patches)
+    )
+
+
 @pytest.mark.parametrize("channels", [CONTRAST_AND_PHASE, CONTRAST_ONLY])
 def test_shipped_weights_load_with_their_calibration(channels):
     path = shipped_path(channels)

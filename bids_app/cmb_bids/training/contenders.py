@@ -7,7 +7,7 @@ are others), calibrated on the same validation cases, with thresholds chosen the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,9 @@ from cmb_bids.training.shards import CandidateSet
 from cmb_bids.volumes import written_whole
 
 PHASE_ONLY = ("highpass",)
+# Of the shipped networks, which are trained long enough to use them. Those that are compared keep
+# the smaller ones of `ModelDescription`: all of them, and the network of 2018, are short of steps.
+SHIPPED_WIDTHS, SHIPPED_RESIDUAL_WIDTH = (8, 32, 32), 16
 FAINTEST = 1e-6  # added to a strength before its logarithm is taken
 
 
@@ -90,6 +93,10 @@ def new_network(contender: Contender, seed: int) -> Network:
     if contender.name == "residual-2018":
         return ResidualNet2018()
     description = ModelDescription(contender.channels, name=contender.name, version=__version__)
+    if contender.shipped:
+        description = replace(
+            description, widths=SHIPPED_WIDTHS, residual_width=SHIPPED_RESIDUAL_WIDTH
+        )
     return MicrobleedNet(description)
 
 
