@@ -10,7 +10,7 @@ sensitivity and precision it has on average:
 - highest: where F1 is highest on the 25 cases;
 - resampled: the median of that over 100 bootstrap resamples of the cases;
 - half: half of the highest F1;
-- chosen: where F of beta 0.75 is highest, as `cmb_bids.training.scoring.choose_thresholds` does it.
+- chosen: where F of beta 0.5 is highest, as `cmb_bids.training.scoring.choose_thresholds` does it.
 """
 
 from __future__ import annotations

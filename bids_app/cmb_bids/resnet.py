@@ -80,13 +80,13 @@ class ModelDescription:
 
     channels: tuple[str, ...] = CONTRAST_AND_PHASE
     widths: tuple[int, int, int] = (8, 16, 22)
-    residual_width: int | None = None
     hidden: int = 32
     geometry: PatchGeometry = field(default_factory=PatchGeometry)
     calibration: Calibration = field(default_factory=Calibration)
     name: str = "untrained"
     version: str = "0"
     dropout: float = 0.1  # of the hidden features, in training
+    residual_width: int | None = None
 
 
 class ResidualBlock(nn.Module):

@@ -21,7 +21,9 @@ FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FR
 CALIBRATION_BINS = 10
 GRID = np.round(np.arange(0.02, 0.96, 0.01), 2)  # thresholds that are tried
 # How many times a miss weighs a false alarm where definite and possible begin.
-DEFINITE_BETA, POSSIBLE_BETA = 0.75, 1.5
+DEFINITE_BETA, POSSIBLE_BETA = 0.5, 1.5
+# Without phase little is sure: at 0.5 a fifth of what is found would not be called any more.
+MAGNITUDE_DEFINITE_BETA = 0.75
 LOWEST_DEFINITE = 1 / 3  # where one miss weighs two false alarms
 MOST_OF_DEFINITE = 0.75  # possible begins at this share of definite or lower
 # What is known of a simulated lesion; a case without lesions has the columns too.
@@ -193,10 +195,10 @@ def choose_thresholds(
     (Lipton et al., ECML 2014). `tools/measure_thresholds.py` shows what that buys. F2 would begin
     where five in six are wrong.
 
-    F1 hardly changes over a wide range around its maximum. Definite begins at the upper end of that
-    range: other scanners have mimics that no simulator had, and most people have no microbleed, so
-    that a false one changes what is said of them. Possible is lower than definite by at least a
-    quarter, so that there is room between.
+    F1 hardly changes over a wide range around its maximum. Definite begins above that range: other
+    scanners have mimics that the simulator lacks, so that the odds of what is likely but not sure
+    are too high there, and most people have no microbleed, so that a false one changes what is said
+    of them. Possible is lower than definite by at least a quarter, so that there is room between.
 
     Parameters
     ----------

@@ -28,6 +28,7 @@ from cmb_bids.errors import BadData
 from cmb_bids.resnet import (
     AS_IT_IS,
     CLASSES,
+    CONTRAST_AND_PHASE,
     MIRRORED_AXES,
     Calibration,
     MicrobleedNet,
@@ -57,6 +58,7 @@ from cmb_bids.training.fit import (
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED
 from cmb_bids.training.scoring import (
     DEFINITE_BETA,
+    MAGNITUDE_DEFINITE_BETA,
     ScoredCase,
     choose_thresholds,
     detection_metrics,
@@ -416,9 +418,16 @@ def calibrated(
         calibration = dataclasses.replace(calibration, usual_burden=fit_usual_burden(cases))
         cases = [apply(contender, one, calibration) for one in judged]
     definite, possible = choose_thresholds(
-        cases, bool(contender.channels), DEFINITE_BETA if contender.shipped else 1.0
+        cases, bool(contender.channels), _definite_beta(contender)
     )
     return dataclasses.replace(calibration, definite=definite, possible=possible), cases
+
+
+def _definite_beta(contender: Contender) -> float:
+    """Of the F that decides where definite begins: F1 where detectors are compared by it."""
+    if not contender.shipped:
+        return 1.0
+    return DEFINITE_BETA if contender.channels == CONTRAST_AND_PHASE else MAGNITUDE_DEFINITE_BETA
 
 
 def apply(contender: Contender, judged: Judged, calibration: Calibration) -> ScoredCase:
