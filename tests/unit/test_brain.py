@@ -284,6 +284,34 @@ def test_mutual_information_of_a_permuted_image_is_small():
     assert brain._mutual_information(image, rng.permutation(turned)) < 0.05
 
 
+def test_scales_of_an_affine_do_not_hang_on_its_turn():
+    turn = brain._start((20, -30), np.zeros(3), np.ones(3))
+    assert brain._squared_scales(turn) == pytest.approx(0, abs=1e-9)
+    stretch = np.diag([1.1, 1 / 1.2, 1.0, 1.0])
+    wanted = np.log(1.1) ** 2 + np.log(1.2) ** 2
+    assert brain._squared_scales(turn @ stretch) == pytest.approx(wanted)
+
+
+def test_a_squeezed_template_is_no_start_though_it_tells_a_little_more(tmp_path, monkeypatch):
+    # As on a scan of another simulator: .40 against .35, in the upper half of the head.
+    scales = iter([1.0, 1.4, 1.05, 1.0, 1.0])
+    told = iter([0.32, 0.40, 0.35, 0.30, 0.30])
+
+    def quick(fixed, moving, begin, prefix, seed, shrink):
+        stretch = np.diag([*([next(scales)] * 3), 1.0])
+        return brain._write_affine(stretch, np.zeros(3), f"{prefix}.mat")
+
+    monkeypatch.setattr(brain, "_affine", quick)
+    monkeypatch.setattr(brain, "_mutual_information", lambda first, second: next(told))
+    image = brain._to_ants(np.ones((8, 8, 8), np.float32), np.eye(4))
+    head = np.ones((8, 8, 8), bool)
+    centres = np.zeros(3), np.zeros(3)
+    file = brain._best_start(
+        image, image, np.eye(4), head, np.eye(4), centres, str(tmp_path), seed=1
+    )
+    assert brain._squared_scales(brain._read_affine(file)) == pytest.approx(0.00714, rel=1e-3)
+
+
 def test_start_is_right_where_the_field_of_view_ends_at_the_skull_base(tmp_path):
     magnitude, affine, mask, _ = posed_head(-18)
     base = int(np.flatnonzero(mask.any(axis=(0, 1)))[0])
