@@ -30,7 +30,7 @@ LOBAR, DEEP, INFRATENTORIAL = "lobar", "deep", "infratentorial"
 BURDEN_CLASSES = {"0": (0, 0), "1": (1, 1), "2-4": (2, 4), "5-10": (5, 10), ">10": (11, None)}
 POLARITIES = {1: "right-handed", -1: "left-handed"}
 UNSURE_POLARITY = {
-    "weak": "nothing in the image shows the sign of the phase; right-handed was assumed",
+    "weak": "the image hardly shows the sign of the phase; polarity says which was assumed",
     "conflicting": "head and veins disagree about the sign of the phase; the clearer was believed",
 }
 EXCEEDANCES = {"p_ge_1": 1, "p_ge_2": 2, "p_gt_4": 5, "p_gt_10": 11}  # P(count >= this)

@@ -375,7 +375,10 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
             "strong": "Clearly shown by the field of the head or by the veins",
             "moderate": "Shown by the field of the head or by the veins, not clearly",
             "conflicting": "Head and veins disagree; the clearer of the two was believed",
-            "weak": "Nothing showed it; right-handed was assumed",
+            "weak": (
+                "Neither showed it by itself: what both hint at was believed, or, with evidence "
+                "none, right-handed was assumed"
+            ),
         },
     },
     "polarity_evidence": {

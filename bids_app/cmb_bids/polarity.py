@@ -33,8 +33,8 @@ class Polarity(NamedTuple):
     ``sign`` +1 or -1; ``correlation`` with the head's own field (NaN: not asked);
     ``vein_score`` of dark spots (positive: paramagnetic; NaN: not asked); ``evidence``
     ``head``, ``veins``, ``head and veins``, ``configuration`` or ``none``; ``confidence``
-    ``certain``, ``strong``, ``moderate``, ``conflicting`` or ``weak`` (nothing was heard and
-    right-handed was assumed).
+    ``certain``, ``strong``, ``moderate``, ``conflicting`` or ``weak`` (neither was heard by
+    itself: with evidence ``none`` right-handed was assumed).
     """
 
     sign: int
@@ -295,13 +295,21 @@ def find_polarity(
 
 
 def _decide(correlation: float, veins: float) -> Polarity:
-    """Whoever speaks, decides; where both do and disagree, the more certain of the two."""
+    """Whoever speaks, decides; where both do and disagree, the more certain of the two.
+
+    Where neither is heard by itself, two that whisper the same are believed if together they would
+    be heard: a bare guess would be wrong for every scanner whose phase is left-handed.
+    """
     head_says = correlation / HEAD_CORRELATION if np.isfinite(correlation) else 0.0
     veins_say = veins / VEIN_SCORE if np.isfinite(veins) else 0.0
     heard = {
         name: says for name, says in (("head", head_says), ("veins", veins_say)) if abs(says) >= 1
     }
     if not heard:
+        together = head_says + veins_say
+        if head_says * veins_say > 0 and abs(together) >= 1:
+            sign = 1 if together > 0 else -1
+            return Polarity(sign, correlation, veins, "head and veins", "weak")
         return Polarity(1, correlation, veins, "none", "weak")
     agree = len({says > 0 for says in heard.values()}) == 1
     louder = max(heard, key=lambda name: abs(heard[name]))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from cmb_bids import polarity
 from cmb_bids.head import block_mean, core_of_head, head_mask, noise_level, spread
 from cmb_bids.polarity import (
     dipole_kernel,
@@ -201,3 +202,19 @@ def test_the_air_of_many_coils_is_no_head(coils):
     assert from_air
     assert level == pytest.approx(0.04, rel=0.15)
     assert found.sum() == pytest.approx(head.sum(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "veins", "sign", "evidence", "confidence"),
+    [
+        (-0.096, -0.198, -1, "head and veins", "weak"),  # a left-handed scan with long echo time
+        (0.15, 0.15, 1, "head and veins", "weak"),
+        (-0.05, -0.1, 1, "none", "weak"),  # not even together
+        (-0.19, 0.24, 1, "none", "weak"),  # they disagree
+        (-0.19, np.nan, 1, "none", "weak"),  # one alone is not believed
+        (-0.4, -0.1, -1, "head", "strong"),
+    ],
+)
+def test_two_that_hint_at_the_same_are_believed(correlation, veins, sign, evidence, confidence):
+    found = polarity._decide(correlation, veins)
+    assert (found.sign, found.evidence, found.confidence) == (sign, evidence, confidence)
