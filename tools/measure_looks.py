@@ -17,11 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from cmb_bids.resnet import DOUBTFUL_LOG_ODDS, MIRRORED_AXES
+from cmb_bids.resnet import DOUBTFUL_LOG_ODDS, MIRRORED_AXES, lesion_log_odds
 from cmb_bids.training.contenders import CONTENDERS
 from cmb_bids.training.scoring import detection_metrics
 from cmb_bids.training.shards import split_of
-from cmb_bids.training.steps import Judged, apply, calibrated, cases_of, judge, load_weights
+from cmb_bids.training.steps import (
+    HELD_OUT,
+    Judged,
+    apply,
+    calibrated,
+    cases_of,
+    judge,
+    load_weights,
+)
 
 LIMITS = (-np.inf, -4.0, -3.0, DOUBTFUL_LOG_ODDS, -1.0, 0.0, np.inf)
 
@@ -34,9 +42,7 @@ def main():
     contender = CONTENDERS[options.name]
     network = load_weights(contender, options.output / "weights" / f"{options.name}.safetensors")
     cases = cases_of(options.output / "cases.json")
-    held_out = {
-        part: [path for path in cases if split_of(path) == part] for part in ("validation", "test")
-    }
+    held_out = {part: [path for path in cases if split_of(path) == part] for part in HELD_OUT}
     looks = {
         part: [judge(contender, network, paths, [axes]) for axes in MIRRORED_AXES]
         for part, paths in held_out.items()
@@ -61,7 +67,7 @@ def seen_from(limit: float, looks: list[list[Judged]]) -> tuple[list[Judged], fl
     for views in zip(*looks, strict=True):
         every = np.stack([view.logits for view in views])
         first = every[0]
-        doubtful = np.logaddexp(first[:, 0], first[:, 1]) - first[:, 2] >= limit
+        doubtful = lesion_log_odds(first) >= limit
         logits = np.where(doubtful[:, None], every.mean(axis=0), first)
         judged.append(replace(views[0], logits=logits))
         again += int(doubtful.sum())

@@ -45,7 +45,7 @@ MIRRORED_AXES: tuple[tuple[int, ...], ...] = tuple(
 )
 AS_IT_IS: tuple[tuple[int, ...], ...] = ((),)  # no mirror image
 # Log odds of a lesion of either kind, at first sight, from which a patch is seen in all its mirror
-# images: `tools/measure_looks.py` shows what is saved and that no call changes.
+# images: `tools/measure_looks.py` shows what is saved and what it changes.
 DOUBTFUL_LOG_ODDS = -2.0
 LEAK = 0.1  # of the hidden rectifiers: ten plain ones can all fall silent, and nothing is learnt
 FORMAT = "cmb-bids-resnet-3"
@@ -296,11 +296,15 @@ def predict_logits(
     logits = _seen(network, patches, [first])
     if not others or not len(logits):
         return logits
-    lesion = np.logaddexp(logits[:, 0], logits[:, 1])
-    doubtful = lesion - logits[:, 2] >= doubtful_log_odds
+    doubtful = lesion_log_odds(logits) >= doubtful_log_odds
     again = _seen(network, patches[doubtful], others)
     logits[doubtful] = (logits[doubtful] + len(others) * again) / len(mirrors)
     return logits
+
+
+def lesion_log_odds(logits: np.ndarray) -> np.ndarray:
+    """Uncalibrated log odds (n,) of a lesion of either kind, from logits (n, 3)."""
+    return np.logaddexp(logits[:, 0], logits[:, 1]) - logits[:, 2]
 
 
 def _seen(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cmb_bids.evaluate.subsets import SIZE_EDGES_MM as APPARENT_SIZE_EDGES_MM
 from cmb_bids.training.contenders import CONTENDERS, REFERENCE
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED
 from cmb_bids.training.scoring import (
@@ -59,7 +60,6 @@ METRICS: dict[str, Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarra
 REGION = "mars_class"
 CONTRAST_EDGES = (0.0, 5.0, 10.0, 20.0, np.inf)  # of the core at the last echo, over the noise
 NOT_MEASURED = "not measured"
-APPARENT_EDGES_MM = (0.0, 2.0, 3.0, 5.0, 10.0, np.inf)  # of what is dark in the magnitude
 
 
 def counts_of(case: ScoredCase, threshold: float) -> np.ndarray:
@@ -216,7 +216,7 @@ def _size_classes(lesions: pd.DataFrame) -> pd.Series:
 
 
 def _apparent_classes(lesions: pd.DataFrame) -> pd.Series:
-    return _classes(lesions["apparent_diameter_mm"], APPARENT_EDGES_MM, " mm")
+    return _classes(lesions["apparent_diameter_mm"], APPARENT_SIZE_EDGES_MM, " mm")
 
 
 def _by_definition(lesions: pd.DataFrame) -> pd.Series:
