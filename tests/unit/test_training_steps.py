@@ -69,10 +69,12 @@ def test_a_shipped_network_is_written_with_its_calibration_and_metrics(folder):
     assert not list(folder.glob("weights/.*"))
 
 
-def test_only_shipped_networks_meet_microbleeds_where_mimics_are(folder):
+def test_only_shipped_networks_meet_transplanted_lesions_and_drawn_veins(folder):
     records = {path.stem: json.loads(path.read_text()) for path in folder.glob("weights/*.json")}
     shares = {name: record["transplanted"] for name, record in records.items()}
     assert shares == {NAME: 0.25, REFERENCE: 0, "swi": 0, "residual-2018": 0}
+    drawn = {name: record["drawn_veins"] for name, record in records.items()}
+    assert drawn == {NAME: 0.12, REFERENCE: 0, "swi": 0, "residual-2018": 0}
     assert "25% of the microbleeds" in (folder / f"{NAME}.md").read_text()
 
 

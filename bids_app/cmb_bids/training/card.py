@@ -190,7 +190,8 @@ def _made_from(metrics: Mapping[str, Any]) -> str:
             f"- Training: seed {training['seed']}, {training['steps']} steps of "
             f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
             f"{training['device']}; {training['transplanted']:.0%} of the microbleeds that can be "
-            "seen there put where a mimic is.",
+            "seen there put where a mimic is; veins drawn into "
+            f"{training['drawn_veins']:.0%} of the patches.",
             f"- Calibration on held-out cases: temperature {calibration['temperature']:.4g}, "
             f"offsets {_numbers(calibration['bias'])}, weights of the candidate score "
             f"{_numbers(calibration['score_weights'])}; {_usual_burden(calibration)}.",

@@ -215,6 +215,7 @@ def _metrics(
             "steps": tuned.steps,
             "batch_size": config.batch_size,
             "transplanted": config.transplanted,
+            "drawn_veins": config.drawn_veins,
             "minutes": minutes,
             "device": config.device,
             "commit": commit(),

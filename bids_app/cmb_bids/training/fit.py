@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cmb_bids.resnet import MicrobleedNet
 from cmb_bids.training.augmentation import augment, transplanted
+from cmb_bids.training.drawn_veins import with_veins
 from cmb_bids.training.labels import OTHER
 from cmb_bids.training.residual2018 import ResidualNet2018
 
@@ -35,6 +36,7 @@ CLASS_SHARES = (0.30, 0.20, 0.50)  # of a batch; candidates are nine tenths 'oth
 HARDNESS = 0.4  # mimics whose lesion odds are e times higher are drawn e^0.4 = 1.5 times as often
 HARDNESS_SCORES = (-6.0, 3.0)  # beyond, they are drawn no more rarely or often
 TRANSPLANTED = 0.25  # of the microbleeds that can be seen elsewhere: put where there is a mimic
+DRAWN_VEINS = 0.12  # of the mimics a vein is drawn through, and of the lesions one beside
 LAYOUT = torch.channels_last_3d  # a third faster on CPUs
 
 
@@ -52,6 +54,8 @@ class FitConfig:
     label_smoothing: float = 0.0
     average_decay: float = 0.995
     transplanted: float = TRANSPLANTED
+    drawn_veins: float = DRAWN_VEINS
+    phase_mask_power: int = 4  # of the contrast that is seen; 0 where it is the magnitude
     checkpoint_every: int = 200
     device: str = "cpu"
     precision: str = "float32"  # or bfloat16: of the convolutions, not of weights and loss
@@ -257,6 +261,9 @@ def _one_step(
     network, optimiser = progress.network.train(), progress.optimiser
     channels = network.description.channels
     stored = transplanted(stored, labels[chosen], config.transplanted, rng, channels)
+    stored = with_veins(
+        stored, labels[chosen], config.drawn_veins, rng, channels, config.phase_mask_power
+    )
     batch = augment(stored, MARGIN_VOXELS, rng, channels)
     batch = batch.to(config.device, memory_format=LAYOUT)  # type: ignore[call-overload]
     target = torch.from_numpy(labels[chosen].astype(np.int64)).to(config.device)

@@ -226,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         focal_gamma=1.0,
         label_smoothing=0.02,
         transplanted=0.0,
+        drawn_veins=0.0,
     )
     command = (
         f"python -m cmb_bids.training.screening --cases {args.cases} --seed {args.seed}"

@@ -260,7 +260,9 @@ def train(
     contender = CONTENDERS[name]
     config = FitConfig(seed=seed, steps=steps, device=device, precision=precision)
     if not contender.shipped:  # what phase alone shows cannot be put on another ground
-        config = dataclasses.replace(config, transplanted=0.0)
+        config = dataclasses.replace(config, transplanted=0.0, drawn_veins=0.0)
+    if contender.kind == "magnitude":
+        config = dataclasses.replace(config, phase_mask_power=0)
     chosen = training_cases(cases_of(summary), contender)
     weights.parent.mkdir(parents=True, exist_ok=True)
     scratch = weights.with_name(f".{contender.name}.patches.npy")
@@ -291,6 +293,7 @@ def train(
         "steps": steps,
         "batch_size": config.batch_size,
         "transplanted": config.transplanted,
+        "drawn_veins": config.drawn_veins,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "device": config.device,
         "precision": config.precision,

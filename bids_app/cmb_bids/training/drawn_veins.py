@@ -1,0 +1,227 @@
+"""Veins drawn into patches: those that run across slices, and so look like a dot in each.
+
+Few of a simulated head's veins run along the main field for a centimetre, and a network that has
+met few of them calls them microbleeds: in every slice they are round, dark and paramagnetic. Only
+the slices above and below tell. Here such veins are drawn by the physics of the simulator
+(`cmb_bids.simulate.physics`), alone and without noise, into patches that hold no lesion (which
+stay what they are) and beside lesions (so that a vein nearby never speaks against one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from cmb_bids.patches import PatchGeometry
+from cmb_bids.resnet import CONTRAST_AND_PHASE
+from cmb_bids.simulate.physics import dipole_field
+from cmb_bids.simulate.protocols import GYROMAGNETIC_RATIO_HZ_PER_T
+from cmb_bids.simulate.veins import VesselTree, rasterise
+from cmb_bids.swi import phase_mask
+from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, OTHER
+
+POOL = 400  # veins that are drawn, each once; flipped and turned they are sixteen times as many
+FINER = 2  # grid that veins are drawn on, per voxel of a patch and axis
+STEP_MM = 0.3  # along a vein
+RADIUS_MM = (0.3, 1.1)
+SUSCEPTIBILITY_PPM = (0.25, 0.6)  # of venous blood against tissue
+TESLA_SECONDS = (0.025, 0.075)  # field times echo time: 9 ms at 3 T to 50 ms at 1.5 T
+SIGNAL = (0.3, 1.0)  # of the magnitude in blood, relative to tissue
+TILT_DEGREES = 18.0  # standard deviation of a vein's direction around the main field's
+BEND_PER_MM = 0.06  # radians that its direction turns by, at most
+LENGTH_MM = (5.0, 16.0)  # of either part, up and down; one of them may be short
+SHORT_SHARE = 0.4  # of the veins: one end lies near the candidate
+SHORT_MM = (0.5, 5.0)
+TAPER_MM = 2.0
+LEAST_LENGTH_MM = 9.0  # a shorter one in thick slices is what a lesion looks like
+OFF_CENTRE_MM = 0.7  # standard deviation of what a candidate is off the vein it lies on
+PIXEL_MM, SLICE_MM = (0.5, 1.0), (0.8, 3.0)  # that a vein is averaged over
+HIGHPASS_MM = 3.0  # Gaussian, in the plane: half height at 0.0625 per mm
+BESIDE_MM = (3.0, 7.0)  # from a lesion, in the plane
+GROUND_CONTRAST = 0.5  # a darker ground shows no vein
+SEEN = 0.8  # only a vein that leaves less contrast than this at its middle becomes a candidate
+
+
+def _direction(rng: np.random.Generator) -> np.ndarray:
+    tilt = np.radians(rng.normal(0, TILT_DEGREES))
+    turn = rng.uniform(0, 2 * np.pi)
+    return np.array([np.sin(tilt) * np.cos(turn), np.sin(tilt) * np.sin(turn), np.cos(tilt)])
+
+
+def _half(direction: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
+    """Points (n, 3) mm from the origin on, along a curve that starts in this direction."""
+    bend = rng.uniform(0, BEND_PER_MM) * STEP_MM
+    axis = np.cross(direction, rng.standard_normal(3))
+    axis /= np.linalg.norm(axis)
+    points, heading = [np.zeros(3)], direction
+    for _ in range(max(3, round(length / STEP_MM))):
+        heading = heading + bend * np.cross(axis, heading)
+        heading = heading / np.linalg.norm(heading)
+        points.append(points[-1] + STEP_MM * heading)
+    return np.array(points)
+
+
+def draw_path(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A vein through the origin: its points (n, 3) mm and radii (n,) mm, tapered at its ends."""
+    up, down = rng.uniform(*LENGTH_MM, 2)
+    if rng.random() < SHORT_SHARE:
+        up = rng.uniform(*SHORT_MM)
+        down = max(down, LEAST_LENGTH_MM - up)
+    if rng.random() < 0.5:
+        up, down = down, up
+    direction = _direction(rng)
+    above, below = _half(direction, up, rng), _half(-direction, down, rng)
+    points = np.concatenate([below[:0:-1], above])
+    along = STEP_MM * np.arange(len(points))
+    to_end = np.minimum(along, along[-1] - along)
+    radius = np.exp(rng.uniform(*np.log(RADIUS_MM)))
+    return points, radius * np.clip((to_end + STEP_MM) / TAPER_MM, 0.1, 1)
+
+
+def draw_vein(
+    geometry: PatchGeometry, rng: np.random.Generator, power: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """What one vein does to a patch that it runs through, near the centre.
+
+    Parameters
+    ----------
+    geometry : PatchGeometry
+        The last axis is the main field's.
+    rng : Generator
+    power : int
+        Of the phase mask in the contrast; 0 where the contrast is the magnitude.
+
+    Returns
+    -------
+    loss : (X, Y, Z) float32 array
+        1 where the vein changes nothing, 0 where no signal is left.
+    phase : (X, Y, Z) float32 array
+        High-passed, radians, right-handed.
+    """
+    spacing = tuple(size / FINER for size in geometry.spacing_mm)
+    shape = tuple(FINER * n for n in geometry.shape)
+    points, radii = draw_path(rng)
+    centre = np.array([(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)])
+    points = points + centre + rng.normal(0, OFF_CENTRE_MM, 3) * (1, 1, 0)
+    tree = VesselTree.join([(points, radii)])
+    share = rasterise(tree, shape, spacing)  # type: ignore[arg-type]
+    susceptibility = torch.from_numpy(share * np.float32(rng.uniform(*SUSCEPTIBILITY_PPM)))
+    field = dipole_field(susceptibility, spacing, np.array([0.0, 0.0, 1.0]))  # type: ignore[arg-type]
+    radians = 2 * np.pi * GYROMAGNETIC_RATIO_HZ_PER_T * 1e-6 * rng.uniform(*TESLA_SECONDS)
+    signal = (1 - share * (1 - rng.uniform(*SIGNAL))) * np.exp(1j * radians * field.numpy())
+    pixel, slice_mm = rng.uniform(*PIXEL_MM), rng.uniform(*SLICE_MM)
+    sigmas = np.array([pixel, pixel, slice_mm]) / np.sqrt(12) / spacing
+    seen = _averaged(_smoothed(signal, sigmas))
+    plane = np.array([HIGHPASS_MM, HIGHPASS_MM, 0]) / geometry.spacing_mm
+    phase = np.angle(seen * np.conj(_smoothed(seen, plane))).astype(np.float32)
+    loss = np.abs(seen).astype(np.float32) * phase_mask(phase) ** power
+    return np.minimum(loss, 1.0).astype(np.float32), phase
+
+
+def _smoothed(signal: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    real = gaussian_filter(signal.real, sigmas, mode="nearest")
+    return real + 1j * gaussian_filter(signal.imag, sigmas, mode="nearest")
+
+
+def _averaged(fine: np.ndarray) -> np.ndarray:
+    x, y, z = (n // FINER for n in fine.shape)
+    return fine.reshape(x, FINER, y, FINER, z, FINER).mean(axis=(1, 3, 5))
+
+
+@cache
+def kept_vein(number: int, geometry: PatchGeometry, power: int) -> tuple[Tensor, Tensor]:
+    """The vein of this number that can be seen, drawn when first asked for: loss and phase."""
+    rng = np.random.default_rng([POOL, number])
+    while True:
+        loss, phase = draw_vein(geometry, rng, power)
+        if _centre(loss).min() < SEEN:
+            return torch.from_numpy(loss).half(), torch.from_numpy(phase).half()
+
+
+def with_veins(
+    stored: Tensor,
+    labels: np.ndarray,
+    share: float,
+    rng: np.random.Generator,
+    channels: Sequence[str] = CONTRAST_AND_PHASE,
+    power: int = 4,
+) -> Tensor:
+    """A batch in which veins run through some mimics and beside some lesions.
+
+    Parameters
+    ----------
+    stored : (n, channels, X, Y, Z) tensor
+        Contrast relative to the tissue around (1), phase relative to it (0).
+    labels : (n,) array
+        0 microbleed, 1 calcification, 2 other. They stay true.
+    share : float
+        Of the patches of each.
+    rng : Generator
+    channels : sequence of str, optional
+        What the channels are: ``highpass`` is phase, anything else contrast.
+    power : int, optional
+        Of the phase mask in the contrast; 0 where the contrast is the magnitude.
+
+    Returns
+    -------
+    (n, channels, X, Y, Z) tensor
+    """
+    chosen = rng.random(len(labels)) < share
+    through = np.flatnonzero(chosen & (labels == OTHER) & _is_bright(stored))
+    beside = np.flatnonzero(chosen & np.isin(labels, (MICROBLEED, CALCIFICATION)))
+    if not len(through) and not len(beside):
+        return stored
+    drawn = stored.clone()
+    for i in (*through, *beside):
+        aside = (0, 0) if labels[i] == OTHER else _aside(rng)
+        number = int(rng.integers(POOL))
+        loss, phase = _turned(kept_vein(number, _geometry_of(stored), power), aside, rng)
+        for channel, name in enumerate(channels):
+            image = stored[i, channel]
+            if name == "highpass":
+                drawn[i, channel] = torch.where(image == 0, image, image + phase)
+            else:
+                drawn[i, channel] = image * loss
+    return drawn
+
+
+def _geometry_of(stored: Tensor) -> PatchGeometry:
+    x, y, z = stored.shape[2:]
+    return PatchGeometry((x, y, z))
+
+
+def _is_bright(stored: Tensor) -> np.ndarray:
+    """Whether the ground (n,) at the centre of patches would show a vein."""
+    return np.median(_centre(stored[:, 0].numpy()), axis=(1, 2, 3)) > GROUND_CONTRAST
+
+
+def _centre(image: np.ndarray) -> np.ndarray:
+    """The middle (..., 4, 4, 4) of patches (..., X, Y, Z)."""
+    return image[(..., *(slice(n // 2 - 2, n // 2 + 2) for n in image.shape[-3:]))]
+
+
+def _aside(rng: np.random.Generator) -> tuple[int, int]:
+    """Voxels in the plane that a vein beside a lesion is away from it."""
+    turn, distance = rng.uniform(0, 2 * np.pi), rng.uniform(*BESIDE_MM)
+    across, along = PatchGeometry().spacing_mm[:2]
+    return round(distance * np.cos(turn) / across), round(distance * np.sin(turn) / along)
+
+
+def _turned(
+    vein: tuple[Tensor, Tensor], aside: tuple[int, int], rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """A vein's loss and phase, flipped and turned at random, then moved aside."""
+    flips = [axis for axis in range(3) if rng.random() < 0.5]
+    exchanged = rng.random() < 0.5
+    parts = []
+    for image in vein:
+        turned = torch.flip(image.float(), flips)
+        if exchanged and turned.shape[0] == turned.shape[1]:
+            turned = turned.transpose(0, 1)
+        parts.append(torch.roll(turned, aside, (0, 1)))
+    return parts[0], parts[1]

@@ -1,0 +1,101 @@
+"""Drawn veins: where they run, how strong they are, and what they leave alone."""
+
+import numpy as np
+import pytest
+import torch
+from toys import STORED, toy_patches
+
+from cmb_bids.patches import PatchGeometry
+from cmb_bids.simulate.protocols import GYROMAGNETIC_RATIO_HZ_PER_T
+from cmb_bids.training import drawn_veins
+from cmb_bids.training.drawn_veins import STEP_MM, draw_path, draw_vein, kept_vein, with_veins
+
+GEOMETRY = PatchGeometry((28, 28, 24))
+BALL, NEGATIVE, LINE = 0, 1, 2  # of toy_patches: microbleed, calcification, other
+MIDDLE = tuple(n // 2 for n in STORED)
+
+
+@pytest.fixture
+def straight(monkeypatch):
+    """Veins along the main field that reach from edge to edge, 2 mm in radius."""
+    for name, value in {
+        "RADIUS_MM": (2.0, 2.0 + 1e-9),
+        "SUSCEPTIBILITY_PPM": (0.1, 0.1),
+        "TESLA_SECONDS": (0.06, 0.06),
+        "SIGNAL": (1.0, 1.0),
+        "TILT_DEGREES": 0.0,
+        "BEND_PER_MM": 0.0,
+        "LENGTH_MM": (25.0, 25.0),
+        "SHORT_SHARE": 0.0,
+        "OFF_CENTRE_MM": 0.0,
+        "HIGHPASS_MM": 40.0,
+    }.items():
+        monkeypatch.setattr(drawn_veins, name, value)
+
+
+def test_a_long_vein_along_the_field_has_the_phase_of_an_endless_cylinder(straight):
+    _, phase = draw_vein(GEOMETRY, np.random.default_rng(0))
+    inside = phase[MIDDLE[0] - 1 : MIDDLE[0] + 1, MIDDLE[1] - 1 : MIDDLE[1] + 1]
+    outside = phase[MIDDLE[0] + 7, MIDDLE[1]]
+    expected = 2 * np.pi * GYROMAGNETIC_RATIO_HZ_PER_T * 1e-6 * 0.06 * 0.1 / 3  # chi / 3
+    assert inside.mean() - outside.mean() == pytest.approx(expected, rel=0.1)
+
+
+def test_the_phase_mask_darkens_what_is_drawn_into_a_susceptibility_weighted_image(straight):
+    magnitude, phase = draw_vein(GEOMETRY, np.random.default_rng(0), power=0)
+    weighted, same = draw_vein(GEOMETRY, np.random.default_rng(0), power=4)
+    np.testing.assert_array_equal(phase, same)
+    assert magnitude[MIDDLE] == pytest.approx(1.0, abs=0.02)  # no loss in the blood itself
+    assert weighted[MIDDLE] == pytest.approx((1 - phase[MIDDLE] / np.pi) ** 4, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_vein_runs_through_the_origin_and_is_longer_than_a_lesion(seed):
+    points, radii = draw_path(np.random.default_rng(seed))
+    assert np.linalg.norm(points, axis=1).min() < 1e-9
+    lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    np.testing.assert_allclose(lengths, STEP_MM)
+    assert lengths.sum() >= drawn_veins.LEAST_LENGTH_MM - 1
+    assert radii[0] < 0.5 * radii.max()
+    assert radii[-1] < 0.5 * radii.max()
+
+
+def test_kept_veins_are_seen_and_the_same_each_time():
+    loss, phase = kept_vein(3, GEOMETRY, 4)
+    again, _ = kept_vein.__wrapped__(3, GEOMETRY, 4)
+    assert torch.equal(loss, again)
+    assert loss.shape == phase.shape == STORED
+    centre = loss[tuple(slice(n - 2, n + 2) for n in MIDDLE)]
+    assert 0 <= float(centre.min()) < drawn_veins.SEEN
+    assert float(phase.max()) > 0.1
+
+
+def test_veins_run_through_what_is_no_lesion_and_beside_what_is_one():
+    patches, labels = toy_patches(30, 2, np.random.default_rng(0))
+    stored = torch.from_numpy(patches.astype(np.float32))
+    stored[labels == LINE, 0] = 1.0  # a ground that shows a vein
+    stored[:, :, 0] = 0  # outside the mask
+    drawn = with_veins(stored, labels, 1.0, np.random.default_rng(0))
+    assert (drawn != stored).flatten(1).any(1).all()
+    assert not drawn[:, :, 0].any()
+    centre = (slice(None), 0, *(slice(n - 2, n + 2) for n in MIDDLE))
+    darkened = (stored[centre] - drawn[centre]).flatten(1).amax(1).numpy()
+    assert (darkened[labels == LINE] > 0.15).all()
+    # Beside a lesion a tilted vein may come near it, seldom onto it.
+    assert np.median(darkened[labels == BALL]) < 0.1
+    assert np.median(darkened[labels == NEGATIVE]) < 0.1
+
+
+def test_without_a_share_nothing_is_drawn_and_a_dark_ground_is_left_alone():
+    patches, labels = toy_patches(9, 2, np.random.default_rng(0))
+    stored = torch.from_numpy(patches.astype(np.float32))
+    assert with_veins(stored, labels, 0.0, np.random.default_rng(0)) is stored
+    drawn = with_veins(stored, labels, 1.0, np.random.default_rng(0))
+    assert torch.equal(drawn[labels == LINE], stored[labels == LINE])  # lines are dark
+
+
+def test_one_channel_of_magnitude_is_drawn_into_too():
+    stored = torch.ones(4, 1, *STORED)
+    drawn = with_veins(stored, np.full(4, 2), 1.0, np.random.default_rng(0), ["contrast"], 0)
+    assert drawn.shape == stored.shape
+    assert (drawn < stored).flatten(1).any(1).all()
