@@ -23,6 +23,9 @@ SIEMENS_HALF_TURN = 4096.0
 SIEMENS_UNSIGNED_TURN = 4096.0
 MILLIRADIAN_HALF_TURN = 3142.0
 
+# Share of the signal by which neighbouring slices must disagree to be taken for half a turn off.
+ALTERNATING = 0.25
+
 # What phase.scale may be set to: how the file holds phase. "stored" is radians once the header's
 # slope is ignored; "siemens" is either of its two ranges.
 SCALES = ("auto", "radians", "siemens", "milliradian", "stored")
@@ -234,13 +237,47 @@ def combine_real_imaginary(
     signal = np.empty(real.shape, dtype=np.complex64)
     signal.real = np.nan_to_num(real, posinf=0, neginf=0)
     signal.imag = np.nan_to_num(imaginary, posinf=0, neginf=0)
-    along = np.moveaxis(signal, axis, 0)
-    flipped = False
-    if along.shape[0] > 1:
-        agreement = np.real(np.sum(along[1:] * np.conj(along[:-1]), axis=(1, 2), dtype=complex))
-        size = np.sum(np.abs(along[1:] * along[:-1]), axis=(1, 2), dtype=float)
-        # One sign for the whole stack: a few slices without signal must not decide.
-        flipped = bool(agreement.sum() < -0.25 * max(size.sum(), np.finfo(float).tiny))
+    flipped = _alternates(signal, axis)
     if flipped:
-        along[1::2] *= -1
+        np.moveaxis(signal, axis, 0)[1::2] *= -1
     return np.abs(signal), np.angle(signal), flipped
+
+
+def mend_alternate_slices(
+    magnitude: np.ndarray, phase: np.ndarray, axis: int
+) -> tuple[np.ndarray, bool]:
+    """Phase of which every second slice is half a turn off, mended as in `combine_real_imaginary`.
+
+    Parameters
+    ----------
+    magnitude : (x, y, z) array
+        Any unit.
+    phase : (x, y, z) array
+        Radians.
+    axis : int
+        Across slices.
+
+    Returns
+    -------
+    phase : (x, y, z) float32 array
+        Radians in [-pi, pi]; as it came where nothing was to mend.
+    flipped : bool
+        Whether every second slice was turned.
+    """
+    strength = np.nan_to_num(magnitude, posinf=0, neginf=0).astype(np.float32)
+    if not _alternates(strength * np.exp(1j * phase).astype(np.complex64), axis):
+        return phase, False
+    mended = np.moveaxis(phase.astype(np.float32), axis, 0)
+    mended[1::2] = wrap(mended[1::2] + np.float32(np.pi))
+    return np.moveaxis(mended, 0, axis), True
+
+
+def _alternates(signal: np.ndarray, axis: int) -> bool:
+    """Whether neighbouring slices of a complex image disagree by half a turn throughout."""
+    along = np.moveaxis(signal, axis, 0)
+    if along.shape[0] < 2:
+        return False
+    agreement = np.real(np.sum(along[1:] * np.conj(along[:-1]), axis=(1, 2), dtype=complex))
+    size = np.sum(np.abs(along[1:] * along[:-1]), axis=(1, 2), dtype=float)
+    # One sign for the whole stack: a few slices without signal must not decide.
+    return bool(agreement.sum() < -ALTERNATING * max(size.sum(), np.finfo(float).tiny))

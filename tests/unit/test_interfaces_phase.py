@@ -87,6 +87,26 @@ def test_real_and_imaginary(scan):
     assert np.abs(read_volume(result.outputs.out_magnitude).data - scan.magnitude).max() < 2
 
 
+def test_phase_with_every_second_slice_half_a_turn_off_gives_the_same_images(scan):
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in scan.phase.shape], indexing="ij")
+    phase = (2 * x * y + z + 2 * np.exp(-20 * (x**2 + y**2 + z**2))).astype(np.float32)
+    # Whatever the phase, a file is told to be radians by its range.
+    phase[0, 0, :2] = -3.14, 3.14
+    turned = phase.copy()
+    turned[:, :, 1::2] = np.angle(np.exp(1j * (turned[:, :, 1::2] + np.pi)))
+    images = {}
+    for name, stored in {"plain": phase, "turned": turned}.items():
+        result = run(scan(phase=save(scan.folder / f"{name}.nii.gz", stored)))
+        report = read_json(result.outputs.out_report)
+        assert report["alternate_slices_flipped"] is (name == "turned")
+        images[name] = [
+            read_volume(getattr(result.outputs, f"out_{image}")).data
+            for image in ("unwrapped", "highpass", "swi")
+        ]
+    for plain, mended in zip(*images.values(), strict=True):
+        np.testing.assert_allclose(mended, plain, atol=1e-3)
+
+
 def refused(path, interface=PhaseToSWI):
     with pytest.raises(CmbError) as error:
         run(path, interface)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmb_bids.errors import BadData
-from cmb_bids.phase_scaling import combine_real_imaginary, scale_phase, wrap
+from cmb_bids.phase_scaling import combine_real_imaginary, mend_alternate_slices, scale_phase, wrap
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +157,32 @@ def test_real_and_imaginary_with_every_second_slice_turned(axis):
     bright = magnitude > 20
     assert angle_between(plain[1], np.angle(signal))[bright].max() < 1e-4
     assert angle_between(mended[1], np.angle(signal))[bright].max() < 0.06
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_phase_with_every_second_slice_half_a_turn_off(axis):
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (20, 16, 12)], indexing="ij")
+    magnitude = (100 * np.exp(-(x**2 + y**2 + z**2))).astype(np.float32)
+    phase = wrap((3 * x + 2 * y - 4 * z + 2).astype(np.float32))
+    turned = np.moveaxis(phase.copy(), axis, 0)
+    turned[1::2] = wrap(turned[1::2] - np.pi)
+    turned = np.moveaxis(turned, 0, axis)
+    as_it_came, untouched = mend_alternate_slices(magnitude, phase, axis)
+    mended, flipped = mend_alternate_slices(magnitude, turned, axis)
+    assert (untouched, flipped) == (False, True)
+    assert as_it_came is phase
+    assert mended.dtype == np.float32
+    assert angle_between(mended, phase).max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1), (1, 1, 1)])
+def test_a_single_slice_has_no_neighbour_to_disagree_with(shape):
+    phase = np.full(shape, 0.5, dtype=np.float32)
+    assert mend_alternate_slices(np.ones(shape), phase, 2) == (phase, False)
+
+
+def test_noise_alone_does_not_alternate():
+    rng = np.random.default_rng(0)
+    phase = rng.uniform(-np.pi, np.pi, (16, 16, 10)).astype(np.float32)
+    assert not mend_alternate_slices(rng.rayleigh(1, phase.shape), phase, 2)[1]
+    assert not mend_alternate_slices(np.full(phase.shape, np.nan), phase, 2)[1]

@@ -18,7 +18,7 @@ from nipype.interfaces.base import (
 
 from cmb_bids.errors import BadData, InputMissing, UsageError
 from cmb_bids.phase import PhaseConfig, process_complex, process_magnitude
-from cmb_bids.phase_scaling import combine_real_imaginary, scale_phase
+from cmb_bids.phase_scaling import combine_real_imaginary, mend_alternate_slices, scale_phase
 from cmb_bids.swi import SwiConfig
 from cmb_bids.volumes import (
     read_json,
@@ -159,7 +159,8 @@ def read_complex(scan: dict[str, Any], config: PhaseConfig) -> ComplexEchoes:
                 stored.stored, stored.slope, stored.intercept, units, config.scale, echo["phase"]
             )
             # Where phase is not known the voxel has no complex signal.
-            values, phase = np.where(scaled.valid, magnitude.data, 0), scaled.radians
+            values = np.where(scaled.valid, magnitude.data, 0)
+            phase, flipped = mend_alternate_slices(values, scaled.radians, grid.axis)
             rules.append(scaled.rule)
             missing_phase = max(missing_phase, 1 - float(scaled.valid.mean()))
         elif echo.get("real") and echo.get("imaginary"):
@@ -174,7 +175,6 @@ def read_complex(scan: dict[str, Any], config: PhaseConfig) -> ComplexEchoes:
                 _on_grid(grid, path, given.data.shape, given.affine, None)
                 values = given.data
             rules.append("real-imaginary")
-            flips.append(flipped)
         else:
             raise InputMissing(
                 echo.get("magnitude") or scan.get("id", "scan"),
@@ -182,6 +182,7 @@ def read_complex(scan: dict[str, Any], config: PhaseConfig) -> ComplexEchoes:
                 "Add the missing part, or remove it from all echoes to run on magnitude alone",
             )
         _check_signal(values, path)
+        flips.append(flipped)
         magnitudes.append(values)
         phases.append(phase)
     if grid is None:
