@@ -26,7 +26,6 @@ def straight(monkeypatch):
         "TILT_DEGREES": 0.0,
         "BEND_PER_MM": 0.0,
         "LENGTH_MM": (25.0, 25.0),
-        "SHORT_SHARE": 0.0,
         "OFF_CENTRE_MM": 0.0,
         "HIGHPASS_MM": 40.0,
     }.items():
@@ -51,13 +50,15 @@ def test_the_phase_mask_darkens_what_is_drawn_into_a_susceptibility_weighted_ima
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_vein_runs_through_the_origin_and_is_longer_than_a_lesion(seed):
-    points, radii = draw_path(np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    radius, slice_mm = rng.uniform(0.3, 1.1), rng.uniform(0.8, 3)
+    points, radii = draw_path(rng, radius, slice_mm)
     assert np.linalg.norm(points, axis=1).min() < 1e-9
     lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
     np.testing.assert_allclose(lengths, STEP_MM)
-    assert lengths.sum() >= drawn_veins.LEAST_LENGTH_MM - 1
-    assert radii[0] < 0.5 * radii.max()
-    assert radii[-1] < 0.5 * radii.max()
+    assert lengths.sum() >= max(4.5, 8 * radius, 3 * slice_mm) - STEP_MM
+    assert radii.max() == pytest.approx(radius)
+    assert radii[[0, -1]].max() <= radius
 
 
 def test_kept_veins_are_seen_and_the_same_each_time():

@@ -175,6 +175,11 @@ def _by_protocol(protocols: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def _start(training: Mapping[str, Any]) -> str:
+    before = training.get("initialised_from")
+    return f"from {before['name']} {before['sha256'][:8]} on, " if before else ""
+
+
 def _made_from(metrics: Mapping[str, Any]) -> str:
     data, training, calibration = metrics["data"], metrics["training"], metrics["calibration"]
     counts = ", ".join(f"{n} {name}" for name, n in training["candidates"].items())
@@ -187,7 +192,7 @@ def _made_from(metrics: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"- Data: {source}, split by participant ({split}); training candidates: {counts}.",
-            f"- Training: seed {training['seed']}, {training['steps']} steps of "
+            f"- Training: seed {training['seed']}, {_start(training)}{training['steps']} steps of "
             f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
             f"{training['device']}; {training['transplanted']:.0%} of the microbleeds that can be "
             "seen there put where a mimic is; veins drawn into "

@@ -27,13 +27,14 @@ TARGETS = ("cases", "networks", "comparison", "everything")
 # Options of `cmb-lab train` that are keys of the workflow's configuration.
 KEYS = (
     *("shards", "processed", "cases", "training_cases", "block_size", "seed"),
-    *("steps", "comparison_steps", "device", "precision", "threads"),
+    *("steps", "comparison_steps", "device", "precision", "threads", "init"),
 )
 # Those that decide what comes out.
 SAID = (
     *("cases", "training_cases", "seed", "steps", "comparison_steps"),
-    *("threads", "device", "precision"),
+    *("threads", "device", "precision", "init"),
 )
+SHIPPED = "shipped"  # of --init: the networks that come with the package
 FEWEST_CASES = 20  # below this a split is empty
 FEWEST_TRAINING_CASES = 10
 
@@ -52,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "costs time on others",
     )
     parser.add_argument("--shards", type=Path, help="where simulated cases are kept")
+    parser.add_argument(
+        "--init",
+        help="where to start: shipped, a file or directory (default: shipped for fine-tuning, "
+        "random weights on simulated scans)",
+    )
     simulated = parser.add_argument_group("training on simulated scans")
     simulated.add_argument(
         "--processed",
@@ -83,9 +89,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tuning = parser.add_argument_group("fine-tuning on labelled scans of your own")
     tuning.add_argument("--labels", type=Path, help="BIDS derivative with the labels")
     tuning.add_argument("--derivatives", type=Path, help="what cmb-bids made of these scans")
-    tuning.add_argument(
-        "--init", default="shipped", help="where to start: shipped (default), a file or directory"
-    )
     tuning.add_argument("--epochs", type=float, default=8.0, help="over the labels (default: 8)")
 
 
@@ -103,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             )
         from cmb_bids.training.finetune import finetune
 
+        args.init = args.init or SHIPPED
         finetune(args)
         return 0
     if args.cases is not None and args.cases < FEWEST_CASES:
@@ -161,6 +165,8 @@ def workflow_command(args: argparse.Namespace) -> list[str]:
     for folder in ("shards", "processed"):
         if folder in config:
             config[folder] = config[folder].resolve()
+    if config.get("init", SHIPPED) != SHIPPED:
+        config["init"] = Path(config["init"]).resolve()
     config |= {"output": output, "shipped": f"[{','.join(NETWORKS[args.models])}]"}
     return [
         *(sys.executable, "-m", "snakemake", args.until),

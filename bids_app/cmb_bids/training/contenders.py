@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cmb_bids import __version__
+from cmb_bids.errors import UsageError
 from cmb_bids.resnet import (
     CONTRAST_AND_PHASE,
     CONTRAST_ONLY,
     SHIPPED,
     MicrobleedNet,
     ModelDescription,
+    load_model,
 )
 from cmb_bids.training.fit import Network
 from cmb_bids.training.labels import CALCIFICATION, OTHER
@@ -98,6 +100,34 @@ def new_network(contender: Contender, seed: int) -> Network:
             description, widths=SHIPPED_WIDTHS, residual_width=SHIPPED_RESIDUAL_WIDTH
         )
     return MicrobleedNet(description)
+
+
+def started_from(contender: Contender, init: str) -> tuple[Network, dict[str, str]]:
+    """A shipped network that goes on from weights there are already, and what these are.
+
+    Parameters
+    ----------
+    contender : Contender
+        One of the shipped.
+    init : str
+        ``shipped``, a file or a directory, as in `cmb_bids.resnet.load_model`.
+
+    Raises
+    ------
+    UsageError
+        Its widths are not those of the contender.
+    """
+    before = load_model(init, contender.channels)
+    network = new_network(contender, 0)
+    try:
+        network.load_state_dict(before.network.state_dict())
+    except RuntimeError as error:
+        raise UsageError(
+            "--init",
+            f"{before.path} has other layers than {contender.name} has now",
+            "Leave --init out: the network is then trained from the beginning",
+        ) from error
+    return network, {"name": before.description.name, "sha256": before.sha256}
 
 
 def save_weights(network: Network, path: Path) -> None:

@@ -32,13 +32,12 @@ RADIUS_MM = (0.3, 1.1)
 SUSCEPTIBILITY_PPM = (0.25, 0.6)  # of venous blood against tissue
 TESLA_SECONDS = (0.025, 0.075)  # field times echo time: 9 ms at 3 T to 50 ms at 1.5 T
 SIGNAL = (0.3, 1.0)  # of the magnitude in blood, relative to tissue
-TILT_DEGREES = 18.0  # standard deviation of a vein's direction around the main field's
+TILT_DEGREES = 22.0  # standard deviation of a vein's direction around the main field's
 BEND_PER_MM = 0.06  # radians that its direction turns by, at most
-LENGTH_MM = (5.0, 16.0)  # of either part, up and down; one of them may be short
-SHORT_SHARE = 0.4  # of the veins: one end lies near the candidate
-SHORT_MM = (0.5, 5.0)
-TAPER_MM = 2.0
-LEAST_LENGTH_MM = 9.0  # a shorter one in thick slices is what a lesion looks like
+LENGTH_MM = (1.0, 16.0)  # of either part, up and down
+TAPER_MM = (0.3, 3.0)  # over which its ends get narrow
+# Shorter veins could be lesions: this many mm, times their width, and times the slices.
+LEAST_LENGTH_MM, LEAST_LENGTH_WIDTHS, LEAST_LENGTH_SLICES = 4.5, 4.0, 3.0
 OFF_CENTRE_MM = 0.7  # standard deviation of what a candidate is off the vein it lies on
 PIXEL_MM, SLICE_MM = (0.5, 1.0), (0.8, 3.0)  # that a vein is averaged over
 HIGHPASS_MM = 3.0  # Gaussian, in the plane: half height at 0.0625 per mm
@@ -59,28 +58,29 @@ def _half(direction: np.ndarray, length: float, rng: np.random.Generator) -> np.
     axis = np.cross(direction, rng.standard_normal(3))
     axis /= np.linalg.norm(axis)
     points, heading = [np.zeros(3)], direction
-    for _ in range(max(3, round(length / STEP_MM))):
+    for _ in range(max(1, round(length / STEP_MM))):
         heading = heading + bend * np.cross(axis, heading)
         heading = heading / np.linalg.norm(heading)
         points.append(points[-1] + STEP_MM * heading)
     return np.array(points)
 
 
-def draw_path(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A vein through the origin: its points (n, 3) mm and radii (n,) mm, tapered at its ends."""
-    up, down = rng.uniform(*LENGTH_MM, 2)
-    if rng.random() < SHORT_SHARE:
-        up = rng.uniform(*SHORT_MM)
-        down = max(down, LEAST_LENGTH_MM - up)
-    if rng.random() < 0.5:
-        up, down = down, up
+def draw_path(
+    rng: np.random.Generator, radius_mm: float, slice_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A vein through the origin: its points (n, 3) mm and radii (n,) mm, narrow at its ends."""
+    up, down = np.exp(rng.uniform(*np.log(LENGTH_MM), 2))
+    least = max(
+        LEAST_LENGTH_MM, LEAST_LENGTH_WIDTHS * 2 * radius_mm, LEAST_LENGTH_SLICES * slice_mm
+    )
+    longer = max(1.0, least / (up + down))
     direction = _direction(rng)
-    above, below = _half(direction, up, rng), _half(-direction, down, rng)
+    above = _half(direction, up * longer, rng)
+    below = _half(-direction, down * longer, rng)
     points = np.concatenate([below[:0:-1], above])
     along = STEP_MM * np.arange(len(points))
     to_end = np.minimum(along, along[-1] - along)
-    radius = np.exp(rng.uniform(*np.log(RADIUS_MM)))
-    return points, radius * np.clip((to_end + STEP_MM) / TAPER_MM, 0.1, 1)
+    return points, radius_mm * np.clip((to_end + STEP_MM) / rng.uniform(*TAPER_MM), 0.1, 1)
 
 
 def draw_vein(
@@ -105,7 +105,8 @@ def draw_vein(
     """
     spacing = tuple(size / FINER for size in geometry.spacing_mm)
     shape = tuple(FINER * n for n in geometry.shape)
-    points, radii = draw_path(rng)
+    pixel, slice_mm = rng.uniform(*PIXEL_MM), rng.uniform(*SLICE_MM)
+    points, radii = draw_path(rng, np.exp(rng.uniform(*np.log(RADIUS_MM))), slice_mm)
     centre = np.array([(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)])
     points = points + centre + rng.normal(0, OFF_CENTRE_MM, 3) * (1, 1, 0)
     tree = VesselTree.join([(points, radii)])
@@ -114,7 +115,6 @@ def draw_vein(
     field = dipole_field(susceptibility, spacing, np.array([0.0, 0.0, 1.0]))  # type: ignore[arg-type]
     radians = 2 * np.pi * GYROMAGNETIC_RATIO_HZ_PER_T * 1e-6 * rng.uniform(*TESLA_SECONDS)
     signal = (1 - share * (1 - rng.uniform(*SIGNAL))) * np.exp(1j * radians * field.numpy())
-    pixel, slice_mm = rng.uniform(*PIXEL_MM), rng.uniform(*SLICE_MM)
     sigmas = np.array([pixel, pixel, slice_mm]) / np.sqrt(12) / spacing
     seen = _averaged(_smoothed(signal, sigmas))
     plane = np.array([HIGHPASS_MM, HIGHPASS_MM, 0]) / geometry.spacing_mm

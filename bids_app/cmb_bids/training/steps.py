@@ -43,6 +43,7 @@ from cmb_bids.training.contenders import (
     new_network,
     patches_seen,
     save_weights,
+    started_from,
     strengths,
     targets,
 )
@@ -87,6 +88,7 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = ("validation", "test")
 SHARE_OF_FAILURES_BORNE = 0.05  # of the cases to be made
+RESTARTED_LEARNING_RATE = 0.5  # of the usual peak, where a network goes on from earlier weights
 STARTS = 3  # of a network that learns nothing
 SAMPLE = 600  # patches it is asked about
 BETTER_THAN_GUESSING = 0.1
@@ -242,6 +244,7 @@ def train(
     device: str = "cpu",
     precision: str = "float32",
     threads: int = 1,
+    init: str = "",
 ) -> None:
     """Train one network; a run that was broken off goes on from its checkpoint.
 
@@ -255,10 +258,18 @@ def train(
         Written, with a JSON on the training beside it.
     steps, seed, device, precision, threads
         Of the training; other numbers of threads sum floats in another order.
+    init : str, optional
+        Where a shipped network starts, as in `started_from`, at half of the learning rate; by
+        default from random weights.
     """
     torch.set_num_threads(threads)
     contender = CONTENDERS[name]
     config = FitConfig(seed=seed, steps=steps, device=device, precision=precision)
+    before: dict[str, str] | None = None
+    if init:
+        begun, before = started_from(contender, init)
+        peak = RESTARTED_LEARNING_RATE * config.peak_learning_rate
+        config = dataclasses.replace(config, peak_learning_rate=peak)
     if not contender.shipped:  # what phase alone shows cannot be put on another ground
         config = dataclasses.replace(config, transplanted=0.0, drawn_veins=0.0)
     if contender.kind == "magnitude":
@@ -276,14 +287,14 @@ def train(
     for start in range(STARTS):
         one = dataclasses.replace(config, seed=config.seed + start)
         network, _ = fit(
-            new_network(contender, one.seed),
+            begun if init else new_network(contender, one.seed),
             data.patches,
             data.labels,
             one,
             resumable(checkpoint, one, data.labels),
             weights=data.weights,
         )
-        if has_learnt(network, data.patches, data.labels, one.seed):
+        if init or has_learnt(network, data.patches, data.labels, one.seed):
             break
         log.warning("%s learnt nothing from start %d", contender.name, start + 1)
     save_weights(network, weights)
@@ -302,6 +313,7 @@ def train(
         "cases": len(chosen),
         "candidates": counts,
         "parameters": sum(p.numel() for p in network.parameters()),
+        **({"initialised_from": before} if before else {}),
     }
     write_json(weights.with_suffix(".json"), record)
     checkpoint.unlink(missing_ok=True)

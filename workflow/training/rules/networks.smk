@@ -6,6 +6,11 @@ def steps_of(wildcards):
     return config["steps" if wildcards.name in config["shipped"] else "comparison_steps"]
 
 
+def start_of(wildcards):
+    """Only shipped networks go on from earlier ones: what is compared starts alike."""
+    return config.get("init", "") if wildcards.name in config["shipped"] else ""
+
+
 def training_memory(wildcards, attempt):
     """Patches of all training cases, and the network."""
     return attempt * (2000 + MB_PER_CASE * len(NUMBERS))
@@ -22,6 +27,7 @@ rule network:
         step="cmb_bids.training.steps:train",
         name="{name}",
         steps=steps_of,
+        init=start_of,
         seed=config["seed"],
         device=config["device"],
         precision=config["precision"],
