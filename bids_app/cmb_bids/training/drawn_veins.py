@@ -69,7 +69,7 @@ def draw_path(
     rng: np.random.Generator, radius_mm: float, slice_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """A vein through the origin: its points (n, 3) mm and radii (n,) mm, narrow at its ends."""
-    up, down = np.exp(rng.uniform(*np.log(LENGTH_MM), 2))
+    up, down = np.exp(rng.uniform(np.log(LENGTH_MM[0]), np.log(LENGTH_MM[1]), 2))
     least = max(
         LEAST_LENGTH_MM, LEAST_LENGTH_WIDTHS * 2 * radius_mm, LEAST_LENGTH_SLICES * slice_mm
     )
@@ -106,7 +106,9 @@ def draw_vein(
     spacing = tuple(size / FINER for size in geometry.spacing_mm)
     shape = tuple(FINER * n for n in geometry.shape)
     pixel, slice_mm = rng.uniform(*PIXEL_MM), rng.uniform(*SLICE_MM)
-    points, radii = draw_path(rng, np.exp(rng.uniform(*np.log(RADIUS_MM))), slice_mm)
+    points, radii = draw_path(
+        rng, np.exp(rng.uniform(np.log(RADIUS_MM[0]), np.log(RADIUS_MM[1]))), slice_mm
+    )
     centre = np.array([(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)])
     points = points + centre + rng.normal(0, OFF_CENTRE_MM, 3) * (1, 1, 0)
     tree = VesselTree.join([(points, radii)])
@@ -202,7 +204,8 @@ def _is_bright(stored: Tensor) -> np.ndarray:
 
 def _centre(image: np.ndarray) -> np.ndarray:
     """The middle (..., 4, 4, 4) of patches (..., X, Y, Z)."""
-    return image[(..., *(slice(n // 2 - 2, n // 2 + 2) for n in image.shape[-3:]))]
+    x, y, z = (slice(n // 2 - 2, n // 2 + 2) for n in image.shape[-3:])
+    return image[..., x, y, z]
 
 
 def _aside(rng: np.random.Generator) -> tuple[int, int]:
