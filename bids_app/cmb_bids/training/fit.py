@@ -36,7 +36,7 @@ CLASS_SHARES = (0.30, 0.20, 0.50)  # of a batch; candidates are nine tenths 'oth
 HARDNESS = 0.4  # mimics whose lesion odds are e times higher are drawn e^0.4 = 1.5 times as often
 HARDNESS_SCORES = (-6.0, 3.0)  # beyond, they are drawn no more rarely or often
 TRANSPLANTED = 0.25  # of the microbleeds that can be seen elsewhere: put where there is a mimic
-DRAWN_VEINS = 0.2  # of the mimics a vein is drawn through, and of the lesions one beside
+DRAWN_VEINS = 0.3  # of the mimics a vein is drawn through, and of the lesions one beside
 LAYOUT = torch.channels_last_3d  # a third faster on CPUs
 
 
