@@ -33,7 +33,9 @@ SUSCEPTIBILITY_PPM = (0.25, 0.6)  # of venous blood against tissue
 TESLA_SECONDS = (0.025, 0.075)  # field times echo time: 9 ms at 3 T to 50 ms at 1.5 T
 SIGNAL = (0.3, 1.0)  # of the magnitude in blood, relative to tissue
 TILT_DEGREES = 22.0  # standard deviation of a vein's direction around the main field's
-BEND_PER_MM = 0.25  # radians that its direction turns by, at most: where a vein lies flat it is faint
+BEND_PER_MM = (
+    0.25  # radians that its direction turns by, at most: where a vein lies flat it is faint
+)
 LENGTH_MM = (1.0, 16.0)  # of either part, up and down
 TAPER_MM = (0.3, 3.0)  # over which its ends get narrow
 # Shorter veins could be lesions: this many mm, times their width, and times the slices.

@@ -21,7 +21,7 @@ FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FR
 CALIBRATION_BINS = 10
 GRID = np.round(np.arange(0.02, 0.96, 0.01), 2)  # thresholds that are tried
 # How many times a miss weighs a false alarm where definite and possible begin.
-DEFINITE_BETA, POSSIBLE_BETA = 0.5, 1.5
+DEFINITE_BETA, POSSIBLE_BETA = 0.5, 1.0
 # Without phase little is sure: at 0.5 a fifth of what is found would not be called any more.
 MAGNITUDE_DEFINITE_BETA = 0.75
 LOWEST_DEFINITE = 1 / 3  # where one miss weighs two false alarms
@@ -188,17 +188,18 @@ def pooled_hits(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray, in
 def choose_thresholds(
     cases: Sequence[ScoredCase], probabilities: bool = True, definite_beta: float = DEFINITE_BETA
 ) -> tuple[float, float]:
-    """Definite and possible thresholds, where false alarms weigh more and where misses do.
+    """Definite and possible thresholds: where false alarms weigh more, and where F1 is highest.
 
     Where F is highest on a few dozen lesions is mostly chance. How high it is there is not, and
     for calibrated probabilities the threshold that maximises F is F / (1 + beta^2) at its maximum
-    (Lipton et al., ECML 2014). `tools/measure_thresholds.py` shows what that buys. F2 would begin
-    where five in six are wrong.
+    (Lipton et al., ECML 2014). `tools/measure_thresholds.py` shows what that buys.
 
     F1 hardly changes over a wide range around its maximum. Definite begins above that range: other
     scanners have mimics that the simulator lacks, so that the odds of what is likely but not sure
     are too high there, and most people have no microbleed, so that a false one changes what is said
-    of them. Possible is lower than definite by at least a quarter, so that there is room between.
+    of them. Possible begins where F1 is highest, about where every second one is right: what is
+    less likely is hardly ever right on other scanners. It is lower than definite by at least a
+    quarter, so that there is room between.
 
     Parameters
     ----------
