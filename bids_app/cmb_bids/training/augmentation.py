@@ -71,11 +71,11 @@ def _moved(patch: Tensor, margin: tuple[int, int, int], rng: np.random.Generator
         slice(start, start + size - 2 * m)
         for start, size, m in zip(starts, patch.shape[1:], margin, strict=True)
     ]
-    return _turned(patch[(slice(None), *window)], rng)
+    return turned(patch[(slice(None), *window)], rng)
 
 
-def _turned(moved: Tensor, rng: np.random.Generator) -> Tensor:
-    """A patch (channels, ...) flipped, and its in-plane axes exchanged, at random."""
+def turned(moved: Tensor, rng: np.random.Generator) -> Tensor:
+    """A patch (channels, X, Y, Z) flipped, and its in-plane axes exchanged, at random."""
     flips = [axis + 1 for axis in range(3) if rng.random() < 0.5]
     moved = torch.flip(moved, flips) if flips else moved
     if rng.random() < 0.5 and moved.shape[1] == moved.shape[2]:
@@ -119,7 +119,7 @@ def transplanted(
     if not len(lesions) or not len(grounds):
         return stored
     there = stored[rng.choice(grounds, len(lesions))]
-    there = torch.stack([_turned(patch, rng) for patch in there])
+    there = torch.stack([turned(patch, rng) for patch in there])
     placed = stored.clone()
     placed[lesions] = transplant(stored[lesions], there, channels)
     return placed

@@ -23,6 +23,7 @@ from cmb_bids.simulate.physics import dipole_field
 from cmb_bids.simulate.protocols import GYROMAGNETIC_RATIO_HZ_PER_T
 from cmb_bids.simulate.veins import VesselTree, rasterise
 from cmb_bids.swi import phase_mask
+from cmb_bids.training.augmentation import turned
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, OTHER
 
 POOL = 400  # veins that are drawn, each once; flipped and turned they are sixteen times as many
@@ -138,13 +139,13 @@ def _averaged(fine: np.ndarray) -> np.ndarray:
 
 
 @cache
-def kept_vein(number: int, geometry: PatchGeometry, power: int) -> tuple[Tensor, Tensor]:
-    """The vein of this number that can be seen, drawn when first asked for: loss and phase."""
+def kept_vein(number: int, geometry: PatchGeometry, power: int) -> Tensor:
+    """Loss and phase (2, X, Y, Z) of the vein of this number, drawn when first asked for."""
     rng = np.random.default_rng([POOL, number])
     while True:
         loss, phase = draw_vein(geometry, rng, power)
         if _centre(loss).min() < SEEN:
-            return torch.from_numpy(loss).half(), torch.from_numpy(phase).half()
+            return torch.from_numpy(np.stack([loss, phase])).half()
 
 
 def with_veins(
@@ -184,7 +185,8 @@ def with_veins(
     for i in (*through, *beside):
         aside = (0, 0) if labels[i] == OTHER else _aside(rng)
         number = int(rng.integers(POOL))
-        loss, phase = _turned(kept_vein(number, _geometry_of(stored), power), aside, rng)
+        vein = turned(kept_vein(number, _geometry_of(stored), power).float(), rng)
+        loss, phase = torch.roll(vein, aside, (1, 2))
         for channel, name in enumerate(channels):
             image = stored[i, channel]
             if name == "highpass":
@@ -215,18 +217,3 @@ def _aside(rng: np.random.Generator) -> tuple[int, int]:
     turn, distance = rng.uniform(0, 2 * np.pi), rng.uniform(*BESIDE_MM)
     across, along = PatchGeometry().spacing_mm[:2]
     return round(distance * np.cos(turn) / across), round(distance * np.sin(turn) / along)
-
-
-def _turned(
-    vein: tuple[Tensor, Tensor], aside: tuple[int, int], rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """A vein's loss and phase, flipped and turned at random, then moved aside."""
-    flips = [axis for axis in range(3) if rng.random() < 0.5]
-    exchanged = rng.random() < 0.5
-    parts = []
-    for image in vein:
-        turned = torch.flip(image.float(), flips)
-        if exchanged and turned.shape[0] == turned.shape[1]:
-            turned = turned.transpose(0, 1)
-        parts.append(torch.roll(turned, aside, (0, 1)))
-    return parts[0], parts[1]
