@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import CONTRAST_AND_PHASE
 from cmb_bids.training.labels import MICROBLEED, OTHER
 
+PatchArray = TypeVar("PatchArray", np.ndarray, Tensor)
+
 TRANSPLANT_MM = (4.0, 8.0)  # from its centre on a lesion's patch fades, and is gone
 CENTRE_VOXELS = 2  # to each side of a patch's centre: what decides whether a lesion can be seen
 LESION_CONTRAST = 0.75  # only lesions darker than this are still to be seen on another ground
-GROUND_CONTRAST = 0.5  # nor can any be seen on a ground that is darker than this
+GROUND_CONTRAST = 0.5  # nor can any, or a vein, be seen on a ground that is darker than this
 
 
 def augment(
@@ -127,13 +130,14 @@ def transplanted(
 
 def _at_the_centre(contrast: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The least and the median contrast (n,) around the centre of patches (n, X, Y, Z)."""
-    centre = contrast[
-        (
-            slice(None),
-            *(slice(n // 2 - CENTRE_VOXELS, n // 2 + CENTRE_VOXELS) for n in contrast.shape[1:]),
-        )
-    ].flatten(1)
+    centre = middle_of(contrast).flatten(1)
     return centre.amin(1).numpy(), centre.median(1).values.numpy()
+
+
+def middle_of(patches: PatchArray) -> PatchArray:
+    """What lies within `CENTRE_VOXELS` of the centre of patches (..., X, Y, Z)."""
+    x, y, z = (slice(n // 2 - CENTRE_VOXELS, n // 2 + CENTRE_VOXELS) for n in patches.shape[-3:])
+    return patches[..., x, y, z]
 
 
 def transplant(

@@ -17,13 +17,14 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from cmb_bids.head import block_mean
 from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import CONTRAST_AND_PHASE
 from cmb_bids.simulate.physics import dipole_field
 from cmb_bids.simulate.protocols import GYROMAGNETIC_RATIO_HZ_PER_T
 from cmb_bids.simulate.veins import VesselTree, rasterise
 from cmb_bids.swi import phase_mask
-from cmb_bids.training.augmentation import turned
+from cmb_bids.training.augmentation import GROUND_CONTRAST, middle_of, turned
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, OTHER
 
 POOL = 400  # veins that are drawn, each once; flipped and turned they are sixteen times as many
@@ -34,9 +35,7 @@ SUSCEPTIBILITY_PPM = (0.25, 0.6)  # of venous blood against tissue
 TESLA_SECONDS = (0.025, 0.075)  # field times echo time: 9 ms at 3 T to 50 ms at 1.5 T
 SIGNAL = (0.3, 1.0)  # of the magnitude in blood, relative to tissue
 TILT_DEGREES = 22.0  # standard deviation of a vein's direction around the main field's
-BEND_PER_MM = (
-    0.25  # radians that its direction turns by, at most: where a vein lies flat it is faint
-)
+BEND_PER_MM = 0.25  # radians that its direction turns by, at most; where it lies flat it is faint
 LENGTH_MM = (1.0, 16.0)  # of either part, up and down
 TAPER_MM = (0.3, 3.0)  # over which its ends get narrow
 # Shorter veins could be lesions: this many mm, times their width, and times the slices.
@@ -45,7 +44,6 @@ OFF_CENTRE_MM = 0.7  # standard deviation of what a candidate is off the vein it
 PIXEL_MM, SLICE_MM = (0.5, 1.0), (0.8, 3.0)  # that a vein is averaged over
 HIGHPASS_MM = 3.0  # Gaussian, in the plane: half height at 0.0625 per mm
 BESIDE_MM = (3.0, 7.0)  # from a lesion, in the plane
-GROUND_CONTRAST = 0.5  # a darker ground shows no vein
 SEEN = 0.8  # only a vein that leaves less contrast than this at its middle becomes a candidate
 
 
@@ -121,21 +119,12 @@ def draw_vein(
     radians = 2 * np.pi * GYROMAGNETIC_RATIO_HZ_PER_T * 1e-6 * rng.uniform(*TESLA_SECONDS)
     signal = (1 - share * (1 - rng.uniform(*SIGNAL))) * np.exp(1j * radians * field.numpy())
     sigmas = np.array([pixel, pixel, slice_mm]) / np.sqrt(12) / spacing
-    seen = _averaged(_smoothed(signal, sigmas))
+    seen = block_mean(gaussian_filter(signal, sigmas, mode="nearest"), (FINER,) * 3)
     plane = np.array([HIGHPASS_MM, HIGHPASS_MM, 0]) / geometry.spacing_mm
-    phase = np.angle(seen * np.conj(_smoothed(seen, plane))).astype(np.float32)
+    lowpass = gaussian_filter(seen, plane, mode="nearest")
+    phase = np.angle(seen * np.conj(lowpass)).astype(np.float32)
     loss = np.abs(seen).astype(np.float32) * phase_mask(phase) ** power
     return np.minimum(loss, 1.0).astype(np.float32), phase
-
-
-def _smoothed(signal: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    real = gaussian_filter(signal.real, sigmas, mode="nearest")
-    return real + 1j * gaussian_filter(signal.imag, sigmas, mode="nearest")
-
-
-def _averaged(fine: np.ndarray) -> np.ndarray:
-    x, y, z = (n // FINER for n in fine.shape)
-    return fine.reshape(x, FINER, y, FINER, z, FINER).mean(axis=(1, 3, 5))
 
 
 @cache
@@ -144,7 +133,7 @@ def kept_vein(number: int, geometry: PatchGeometry, power: int) -> Tensor:
     rng = np.random.default_rng([POOL, number])
     while True:
         loss, phase = draw_vein(geometry, rng, power)
-        if _centre(loss).min() < SEEN:
+        if middle_of(loss).min() < SEEN:
             return torch.from_numpy(np.stack([loss, phase])).half()
 
 
@@ -203,13 +192,7 @@ def _geometry_of(stored: Tensor) -> PatchGeometry:
 
 def _is_bright(stored: Tensor) -> np.ndarray:
     """Whether the ground (n,) at the centre of patches would show a vein."""
-    return np.median(_centre(stored[:, 0].numpy()), axis=(1, 2, 3)) > GROUND_CONTRAST
-
-
-def _centre(image: np.ndarray) -> np.ndarray:
-    """The middle (..., 4, 4, 4) of patches (..., X, Y, Z)."""
-    x, y, z = (slice(n // 2 - 2, n // 2 + 2) for n in image.shape[-3:])
-    return image[..., x, y, z]
+    return np.median(middle_of(stored[:, 0].numpy()), axis=(1, 2, 3)) > GROUND_CONTRAST
 
 
 def _aside(rng: np.random.Generator) -> tuple[int, int]:
