@@ -148,6 +148,7 @@ def acquire(
     fine_shape: tuple[int, int, int],
     matrix: tuple[int, int, int],
     device: torch.device,
+    slice_gap: float | None = None,
 ) -> torch.Tensor:
     """k-space (matrix, unshifted) of a fine complex image that is made block by block.
 
@@ -157,6 +158,9 @@ def acquire(
         The fine image's planes along x.
     fine_shape, matrix : three ints
         Fine grid and acquisition grid over the same field of view.
+    slice_gap : float, optional
+        Share of the distance between slices that is not excited, of slices that are acquired one
+        by one; without it the last axis is encoded like the others.
 
     Returns
     -------
@@ -164,16 +168,37 @@ def acquire(
         Scaled so that `torch.fft.ifftn` gives an image with the mean of the fine image.
     """
     nx, ny, nz = fine_shape
+    slices = None
+    if slice_gap is not None:
+        slices = slice_profiles(nz, matrix[2], slice_gap).to(device)
     partial = torch.empty((nx, matrix[1], matrix[2]), dtype=torch.complex64, device=device)
     step = max(1, int(6e6 // (ny * nz)))
     for start in range(0, nx, step):
         stop = min(start + step, nx)
-        block = _crop(torch.fft.fft(make_block(start, stop), dim=2), 2, matrix[2])
+        block = make_block(start, stop)
+        if slices is None:
+            block = _crop(torch.fft.fft(block, dim=2), 2, matrix[2])
+        else:
+            block = torch.fft.fft(block @ slices, dim=2)
         partial[start:stop] = _crop(torch.fft.fft(block, dim=1), 1, matrix[1])
     spectrum = _crop(torch.fft.fft(partial, dim=0), 0, matrix[0]).contiguous()
-    for axis in range(3):
+    for axis in range(3 if slices is None else 2):
         spectrum = _centre(spectrum, axis, fine_shape[axis])
     return spectrum.mul_(float(np.prod(matrix)) / float(np.prod(fine_shape)))
+
+
+def slice_profiles(fine: int, slices: int, gap: float) -> torch.Tensor:
+    """What of each fine plane is in each slice (fine, slices), complex64; sums to fine / slices.
+
+    Slices lie evenly over the fine planes, and are excited evenly but for the gaps between them.
+    """
+    step = fine / slices
+    centres = (np.arange(slices) + 0.5) * step
+    half = step * (1 - gap) / 2
+    planes = np.arange(fine)[:, None]
+    inside = np.minimum(planes + 1, centres + half) - np.maximum(planes, centres - half)
+    weights = inside.clip(0) / (1 - gap)
+    return torch.from_numpy(weights.astype(np.complex64))
 
 
 def gradient_echo_blocks(

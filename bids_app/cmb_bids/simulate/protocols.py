@@ -11,10 +11,12 @@ GYROMAGNETIC_RATIO_HZ_PER_T = 42.577478518e6
 
 @dataclass(frozen=True)
 class Protocol:
-    """A three-dimensional spoiled gradient-echo protocol, flow compensated, axial.
+    """A spoiled gradient-echo protocol, flow compensated, axial.
 
     ``oversampling`` is the default ratio of simulation to acquisition grid on each axis and
-    ``signal_to_noise`` the range of white matter signal-to-noise at the first echo.
+    ``signal_to_noise`` the range of white matter signal-to-noise at the first echo. ``slice_gap``
+    is the share of the distance between slices that is not excited where slices are acquired one
+    by one; None: three-dimensional.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Protocol:
     oversampling: tuple[float, float, float]
     signal_to_noise: tuple[float, float]
     echo_time_range_s: tuple[float, float] | None = None
+    slice_gap: float | None = None
 
     @property
     def suffix(self) -> str:

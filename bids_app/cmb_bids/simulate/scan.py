@@ -337,7 +337,11 @@ def simulate_scan(
     field_scale = protocol.field_strength_t / 3.0
     to_box = lambda points: template_to_world(pose, points) @ frame  # noqa: E731
     vein_tree = veins.grow_veins(
-        spec_rng(spec, 5), spec.vein_density, spec.vein_calibre, spec.vein_thinning
+        spec_rng(spec, 5),
+        spec.vein_density,
+        spec.vein_calibre,
+        spec.vein_thinning,
+        spec.short_veins,
     )
     vein_tree = vein_tree.moved(to_box(vein_tree.points))
     artery_rng = spec_rng(spec, 6)
@@ -399,18 +403,19 @@ def _kspaces(
         for axis, n, s in zip(axes, signal.shape, spacing, strict=True)
     ]
     physics.add_interpolated(field, coarse, weights)
-    # The slab's edges are excited less; this also keeps the neck from ringing into the vertex.
-    z = (torch.arange(signal.shape[2], device=device) + 0.5) * float(spacing[2])
-    edge = torch.minimum(z, z[-1] + z[0] - z) / 6.0
-    signal *= edge.clamp(0, 1).mul(np.pi / 2).sin()[None, None]
+    protocol = spec.protocol
+    if protocol.slice_gap is None:
+        # The slab's edges are excited less; this also keeps the neck from ringing into the vertex.
+        z = (torch.arange(signal.shape[2], device=device) + 0.5) * float(spacing[2])
+        edge = torch.minimum(z, z[-1] + z[0] - z) / 6.0
+        signal *= edge.clamp(0, 1).mul(np.pi / 2).sin()[None, None]
     return [
         physics.acquire(
-            physics.gradient_echo_blocks(
-                signal, rate, field, echo_time, spec.protocol.field_strength_t
-            ),
+            physics.gradient_echo_blocks(signal, rate, field, echo_time, protocol.field_strength_t),
             maps[0].shape,
-            spec.protocol.matrix,
+            protocol.matrix,
             device,
+            protocol.slice_gap,
         )
         for echo_time in spec.echo_times_s
     ]
@@ -422,7 +427,8 @@ def _images(
     """Receive coil, motion, noise, and the step from k-space to magnitude and phase."""
     rng = spec_rng(spec, 9)
     matrix = spec.protocol.matrix
-    window = [physics.tukey_window(n, spec.taper, device) for n in matrix]
+    encoded = 3 if spec.protocol.slice_gap is None else 2  # axes along which k-space is filtered
+    window = [physics.tukey_window(n, spec.taper, device) for n in matrix[:encoded]]
     bias = torch.exp(spec.bias * smooth_polynomial(matrix, 3, rng, device))
     coil = spec.coil_phase_rad * smooth_polynomial(matrix, 3, rng, device)
     receive = torch.polar(bias, coil)
@@ -457,7 +463,7 @@ def _leave_out(spectrum: torch.Tensor, spec: SubjectSpec) -> None:
     if spec.partial_fourier < 1:
         # Frequencies run over -1..1: lines beyond this are the last of them.
         spectrum[:, y > 2 * spec.partial_fourier - 1] = 0
-    if spec.elliptical_shutter:
+    if spec.elliptical_shutter and spec.protocol.slice_gap is None:
         spectrum[:, y[:, None] ** 2 + z[None, :] ** 2 > 1] = 0
 
 

@@ -50,6 +50,7 @@ class SubjectSpec:
     vein_calibre: float = 1.0
     vein_susceptibility_ppm: float = 0.43
     vein_thinning: float = 1.0  # share of the loose ends of veins that thin out
+    short_veins: int = 0  # pieces of veins, seen for some millimetres
     haematocrit_rate_per_s: float = 40.0
     bias: float = 0.3
     coil_phase_rad: float = 4.0
@@ -154,4 +155,11 @@ def sample_subject(
         motion_mm=float(rng.uniform(0.2, 0.9)) if rng.random() < 0.15 else 0.0,
         flip_first_axis=bool(rng.random() < 0.5),
         vein_thinning=float(rng.uniform(0.7, 1.0)),
+        short_veins=draw_short_veins(rng, most=150),
     )
+
+
+def draw_short_veins(rng: np.random.Generator, most: int) -> int:
+    """Number of a head's short pieces of veins: in a third of heads none, in some very many."""
+    some = int(np.exp(rng.uniform(np.log(3), np.log(most))))
+    return 0 if rng.random() < 1 / 3 else some

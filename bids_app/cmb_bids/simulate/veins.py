@@ -1,11 +1,11 @@
 """Blood vessels: grown as tapering random walks, then rasterised with partial volume.
 
-Five kinds make the mimics of a real susceptibility-weighted image: pial veins that follow the
+Six kinds make the mimics of a real susceptibility-weighted image: pial veins that follow the
 sulci down a geodesic potential to the dural sinuses (and so merge into trees), medullary veins
-that run to the ventricles, fans of them that join in one point before they get there, short
-superficial veins between white matter and cortex, and the named deep veins and sinuses drawn as
-jittered splines. Arteries are drawn like the latter,
-without susceptibility. Vessels are grown in template mm and carried to the subject with it.
+that run to the ventricles, fans of them that join in one point before they get there, superficial
+veins between white matter and cortex, pieces of veins of which no more than some millimetres
+show, and the named deep veins and sinuses drawn as jittered splines. Arteries are drawn like the
+latter, without susceptibility. Vessels are grown in template mm and carried to the subject with it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ FAN_TO_WALL_MM = (1.0, 12.0)  # from there to the ventricle
 FAN_COSINE = 0.4  # least, between a branch and the vein that it joins
 FAN_RADIUS_MM = (0.16, 0.4)  # of a branch where it joins; a vein drains what its branches bring
 WIDEST_COLLECTOR_MM = 0.8
+SHORT_LENGTH_MM = (3.5, 14.0)
+SHORT_RADIUS_MM = (0.18, 0.6)
+SHORT_LEAST_WIDTHS = 3.5  # that a short vein is long: one as long as wide would be a bleed's twin
+COILED_SHARE = 0.15  # of the short pieces
+COIL_RADIUS_MM = (2.0, 5.0)  # a narrower coil would be a blob
+COIL_TURN = (np.pi, 2.3 * np.pi)
+COIL_PITCH_MM = 4.0  # at most, per turn
+COIL_WIDEST = 0.3  # radius of a coiled vein, relative to that of its coil
+WIDEST_COILED_MM = 0.9
 
 # Control points in template mm; names starting with "+" are mirrored to the other side.
 DEEP_VEINS: dict[str, tuple[list[tuple[float, float, float]], float, float]] = {
@@ -291,6 +300,7 @@ def grow_veins(
     density: float = 1.0,
     calibre: float = 1.0,
     thinning: float = 1.0,
+    short: int = 0,
 ) -> VesselTree:
     """One subject's veins in template mm.
 
@@ -302,6 +312,8 @@ def grow_veins(
     thinning : float
         Share of the veins that thin out where they end without having reached a sinus or a
         ventricle; the others end bluntly, as if cut.
+    short : int
+        Number of short pieces of veins, anywhere in the brain and in any direction.
     """
     guides = load_guides()
     chains: list[tuple[np.ndarray, np.ndarray]] = []
@@ -368,7 +380,48 @@ def grow_veins(
         for points, radii in guides.sinuses
     ]
     fans = [(path, calibre * radii) for path, radii in fans]
+    pieces = _short_pieces(guides, short, rng)
+    chains += [(path, calibre * radii) for path, radii in pieces]
+    loose += [True] * len(pieces)
     return VesselTree.join(_thinned(chains, loose, thinning, rng) + fans + named)
+
+
+def _short_pieces(
+    guides: Guides, count: int, rng: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Veins of which some millimetres show, before and after which they are too narrow to.
+
+    Across slices such a piece is a dot in two or three of them, paramagnetic, with the dipole of a
+    short rod: the mimic closest to a microbleed. Coiled ones are rings and hooks that thick slices
+    fill. How many there are differs between heads.
+    """
+    places = (guides.superficial_seeds, guides.pial_seeds, guides.deep_white_seeds)
+    pieces = []
+    for kind in rng.choice(3, count, p=(0.4, 0.4, 0.2)):
+        path, radius = _coil(rng) if rng.random() < COILED_SHARE else _rod(rng)
+        path = path @ np.linalg.qr(rng.standard_normal((3, 3)))[0].T
+        pieces.append((_pick(places[kind], 1, rng) + path, np.full(len(path), radius)))
+    return pieces
+
+
+def _rod(rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """A nearly straight vein about the origin: points (n, 3) mm along the last axis, and radius."""
+    radius = float(np.exp(rng.uniform(*np.log(SHORT_RADIUS_MM))))
+    length = max(rng.uniform(*SHORT_LENGTH_MM), SHORT_LEAST_WIDTHS * 2 * radius)
+    along = np.arange(-length / 2, length / 2, STEP_MM)
+    bent = rng.uniform(0, 0.8) * _wobble(len(along), rng)
+    return along[:, None] * [0, 0, 1] + bent, radius
+
+
+def _coil(rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """A vein that turns about the last axis by half a turn or more, and its radius."""
+    coil = rng.uniform(*COIL_RADIUS_MM)
+    turn = rng.uniform(*COIL_TURN)
+    angle = np.linspace(0, turn, max(6, int(turn * coil / STEP_MM)))
+    height = rng.uniform(0, COIL_PITCH_MM) * angle / (2 * np.pi)
+    path = np.stack([coil * np.cos(angle), coil * np.sin(angle), height - height[-1] / 2], 1)
+    widest = min(WIDEST_COILED_MM, COIL_WIDEST * coil)
+    return path, float(np.exp(rng.uniform(np.log(SHORT_RADIUS_MM[0]), np.log(widest))))
 
 
 def _fans(

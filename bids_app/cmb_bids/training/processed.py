@@ -25,7 +25,7 @@ from cmb_bids.swi import SwiConfig
 from cmb_bids.training.fingerprint import MODULES_BEHIND_IMAGES, fingerprint
 from cmb_bids.training.recipes import Recipe, draw_recipe
 from cmb_bids.training.shards import case_path, split_at
-from cmb_bids.volumes import voxel_sizes, written_whole
+from cmb_bids.volumes import voxel_sizes, world_to_voxel, written_whole
 
 BIAS_SIGMA_MM = 25.0
 IMAGES = ("mask", "swi", "highpass", "normalized")
@@ -74,7 +74,8 @@ def process_case(index: int, seed: int, kept: Path | None = None) -> ProcessedCa
         return _read_processed(path)
     rng = np.random.default_rng([seed, index])
     spec, recipe = draw_recipe(rng, split_at(index) == "train")
-    scan = interpolated(simulate_scan(spec, oversampling=recipe.oversampling), recipe.zero_filling)
+    scan = simulate_scan(spec, oversampling=recipe.oversampling)
+    scan = interpolated(cut_short(scan, recipe.uncovered), recipe.zero_filling)
     mask = disturbed_mask(
         scan.brain_mask, scan.affine, recipe.mask_shift_mm, recipe.mask_wobble_mm, rng
     )
@@ -85,6 +86,8 @@ def process_case(index: int, seed: int, kept: Path | None = None) -> ProcessedCa
         "echo_times_s": spec.echo_times_s,
         "signal_to_noise": spec.signal_to_noise,
         "obliquity_deg": spec.obliquity_deg,
+        "slice_gap": spec.protocol.slice_gap,
+        "short_veins": spec.short_veins,
         "age": spec.age,
     }
     case = _cropped(
@@ -141,6 +144,34 @@ def _read_processed(path: Path) -> ProcessedCase:
             arrays["affine"],
             *(arrays[name] for name in IMAGES),
         )
+
+
+def cut_short(scan: SimulatedScan, uncovered: tuple[float, float]) -> SimulatedScan:
+    """The scan without these shares of its slices, at the lower and the upper end.
+
+    What lies there is neither imaged nor in the truth.
+    """
+    slices = scan.brain_mask.shape[2]
+    start, stop = (round(slices * share) for share in (uncovered[0], 1 - uncovered[1]))
+    if (start, stop) == (0, slices):
+        return scan
+    affine = scan.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * start
+    points = scan.truth[["x", "y", "z"]].to_numpy(dtype=float)
+    height = world_to_voxel(scan.affine, points)[:, 2]
+    covered = (height > start - 0.5) & (height < stop - 0.5)
+    images: dict[str, Any] = {
+        name: getattr(scan, name)[:, :, start:stop]
+        for name in ("brain_mask", "regions", "lesion_labels")
+    }
+    return dataclasses.replace(
+        scan,
+        magnitudes=[image[:, :, start:stop] for image in scan.magnitudes],
+        phases=[image[:, :, start:stop] for image in scan.phases],
+        affine=affine,
+        truth=scan.truth[covered].reset_index(drop=True),
+        **images,
+    )
 
 
 def interpolated(scan: SimulatedScan, factors: tuple[float, float, float]) -> SimulatedScan:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmb_bids.simulate import PAPER_COHORT, PROTOCOLS, Protocol, SubjectSpec, sample_subject
+from cmb_bids.simulate.subject import draw_short_veins
 
 PROTOCOL_SHARES = {"ukb": 0.38, "3T": 0.30, "1.5T": 0.28, "7T": 0.04}
 # Voxels of training scans, relative to the protocol's: in-plane, across slices.
@@ -37,6 +38,10 @@ COARSE_OVERSAMPLING = {
     "7T": (1.0, 1.0, 1.0),
 }
 COARSE_SHARE = 0.25
+SLICES_SHARE = 0.12  # of training scans made of slices with gaps rather than of a slab
+SLICE_GAP = (0.03, 0.3)  # of the distance between slices
+SHORT_SLAB_SHARE = 0.2  # of training scans that do not cover the whole brain
+UNCOVERED = ((0.0, 0.4), (0.0, 0.3))  # of their slices, below and above
 MAGNITUDE_SHARE = 0.4  # of the training cases also serve the one-channel model: it saves time
 
 
@@ -55,6 +60,7 @@ class Recipe:
     gaussian_sigma_mm: float
     swi_power: int
     zero_filling: tuple[float, float, float]
+    uncovered: tuple[float, float]
     mask_shift_mm: float
     mask_wobble_mm: float
     shading_corrected: bool
@@ -104,6 +110,7 @@ def draw_processing(
         gaussian_sigma_mm=4.0 * float(np.exp(rng.uniform(-0.6, 0.6) * wide)),
         swi_power=4 if plain else int(rng.choice([3, 4, 4, 5] if training else [4])),
         zero_filling=_draw_zero_filling(rng, protocol, training),
+        uncovered=_draw_uncovered(rng) if training else (0.0, 0.0),
         mask_shift_mm=float(np.clip(rng.normal(0.4, 1.2), -2.5, 3.0)),
         mask_wobble_mm=float(rng.uniform(0, 2.5)),
         shading_corrected=bool(rng.random() < 0.85),
@@ -122,6 +129,12 @@ def _draw_zero_filling(
     if chance < 0.12:
         return (float(in_plane), float(in_plane), 1.0)
     return (1.0, 1.0, float(across)) if chance < 0.3 else (1.0, 1.0, 1.0)
+
+
+def _draw_uncovered(rng: np.random.Generator) -> tuple[float, float]:
+    """Shares of the slices that were never acquired, at the lower and the upper end."""
+    below, above = (float(rng.uniform(*most)) for most in UNCOVERED)
+    return (below, above) if rng.random() < SHORT_SLAB_SHARE else (0.0, 0.0)
 
 
 def varied_protocol(
@@ -146,9 +159,11 @@ def enriched(spec: SubjectSpec, rng: np.random.Generator) -> SubjectSpec:
     """More lesions than a cohort has, and every condition beyond what a cohort varies."""
     microbleeds = int(min(60, 4 + rng.geometric(1 / 28))) if rng.random() < 0.88 else 0
     factor = float(rng.uniform(0.7, 1.4))
+    gap = float(rng.uniform(*SLICE_GAP))
     protocol = dataclasses.replace(
         spec.protocol,
         flip_angle_deg=spec.protocol.flip_angle_deg * float(rng.uniform(0.6, 1.5)),
+        slice_gap=gap if rng.random() < SLICES_SHARE else None,
     )
     return dataclasses.replace(
         spec,
@@ -170,4 +185,5 @@ def enriched(spec: SubjectSpec, rng: np.random.Generator) -> SubjectSpec:
         elliptical_shutter=bool(rng.random() < 0.3),
         # Other simulators' veins, and vessels cut by a mask, end bluntly.
         vein_thinning=float(rng.uniform(0.0, 1.0)),
+        short_veins=draw_short_veins(rng, most=250),
     )
