@@ -167,6 +167,13 @@ def test_a_tube_fills_its_cross_section_however_thin():
         assert (filled[8:32].max(axis=(1, 2)) > 0).all()  # nowhere broken
 
 
+def test_what_is_as_wide_as_it_is_long_is_no_vein():
+    line = np.stack([np.linspace(0, 6, 20), np.zeros(20), np.zeros(20)], 1)
+    assert vessels.Tube(line, 0.3).is_long()
+    assert not vessels.Tube(line, 0.9).is_long()  # four widths are 7.2 mm
+    assert not vessels.Tube(line[:10], 0.2).is_long()
+
+
 def test_distances_from_known_shapes():
     x = np.linspace(-20, 20, 80, dtype=np.float32)  # not at the very centre
     sphere = geometry.ellipsoid(x, 0 * x, 0 * x, (1, 0, 0), (6, 6, 6))

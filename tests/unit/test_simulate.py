@@ -139,6 +139,29 @@ def test_cropping_k_space_keeps_the_mean_and_the_place(matrix):
         assert abs((profile * place).sum() / profile.sum() - centre[axis]) < 0.012
 
 
+@pytest.mark.parametrize(("matrix", "gap"), [((6, 6, 8), 0.0), ((6, 6, 8), 0.25), ((6, 6, 5), 0.5)])
+def test_slices_hold_what_lies_in_them_and_nothing_of_the_gaps(matrix, gap):
+    fine = (12, 12, 32)
+    cpu = torch.device("cpu")
+
+    def slices(image):
+        spectrum = physics.acquire(lambda a, b: image[a:b], fine, matrix, cpu, gap)
+        return torch.fft.ifftn(spectrum).abs()[2, 3]
+
+    even = torch.ones(fine, dtype=torch.complex64)
+    np.testing.assert_allclose(slices(even), 1.0, atol=1e-5)
+    step = fine[2] / matrix[2]
+    for plane in range(fine[2]):
+        sheet = torch.zeros(fine, dtype=torch.complex64)
+        sheet[:, :, plane] = 1
+        seen = slices(sheet).numpy()
+        place = (plane + 0.5) / step - 0.5  # in slices; .5 between two of them
+        off = abs(place - np.arange(matrix[2])) - 0.5 / step
+        assert (seen[off >= (1 - gap) / 2] < 1e-5).all()
+        whole = off + 1 / step <= (1 - gap) / 2
+        np.testing.assert_allclose(seen[whole], 1 / (step * (1 - gap)), rtol=1e-4)
+
+
 def test_signal_decays_and_turns_with_the_field():
     ones = torch.ones(2, 2, 2)
     block = physics.gradient_echo_blocks(ones, 50 * ones, 0.1 * ones, 0.02, 3.0)(0, 2)
@@ -166,6 +189,8 @@ def test_what_is_not_acquired_is_zero():
     assert ellipse.mean() == pytest.approx(np.pi / 4, abs=0.03)
     assert ellipse[:, 20, 10].all()
     assert not ellipse[:, 1, 1].any()
+    sliced = dataclasses.replace(spec.protocol, slice_gap=0.1)
+    assert acquired(elliptical_shutter=True, protocol=sliced).all()  # no lines across slices
 
 
 def test_cubic_interpolation_reproduces_a_line():
@@ -236,6 +261,38 @@ def collector(length_mm=30.0):
 def everywhere(reach_mm=30.0, step_mm=4.0):
     axis = np.arange(-reach_mm, reach_mm + 1, step_mm)
     return np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
+
+
+def test_short_pieces_are_veins_and_come_on_top_of_the_others():
+    without = veins.grow_veins(np.random.default_rng(3), short=0)
+    tree = veins.grow_veins(np.random.default_rng(3), thinning=0.0, short=120)
+    plain = veins.grow_veins(np.random.default_rng(3), thinning=0.0)
+    assert len(plain.starts) == len(without.starts)
+    assert len(tree.starts) - len(plain.starts) == 120
+    head = load_head()
+    for path, radius in (
+        *(veins._rod(np.random.default_rng(i)) for i in range(200)),
+        *(veins._coil(np.random.default_rng(i)) for i in range(200)),
+    ):
+        length = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
+        assert length > 3
+        assert length > 0.8 * veins.SHORT_LEAST_WIDTHS * 2 * radius
+    pieces = veins._short_pieces(veins.load_guides(), 300, np.random.default_rng(0))
+    centres = np.array([path.mean(axis=0) for path, _ in pieces])
+    index = np.rint(centres - head.origin_mm).astype(int)
+    assert head.brain[tuple(index.T)].mean() > 0.8
+    headings = np.array([path[-1] - path[0] for path, _ in pieces])
+    steep = np.abs(headings[:, 2]) / np.linalg.norm(headings, axis=1)
+    assert 0.4 < steep.mean() < 0.6  # a half for directions without preference
+
+
+def test_a_coil_turns_half_round_or_more_and_is_open_inside():
+    for seed in range(50):
+        path, radius = veins._coil(np.random.default_rng(seed))
+        from_axis = np.linalg.norm(path[:, :2], axis=1)
+        angle = np.unwrap(np.arctan2(path[:, 1], path[:, 0]))
+        assert np.ptp(angle) > 0.99 * np.pi
+        assert from_axis.min() - radius > 1.2  # mm of what is not vein
 
 
 def test_the_veins_of_a_fan_meet_in_one_point_and_drain_as_one():

@@ -11,7 +11,7 @@ import pytest
 from cmb_bids.candidate_ranking import Ranking
 from cmb_bids.simulate.scan import SimulatedScan
 from cmb_bids.training.cases import laplacian_of_gaussian
-from cmb_bids.training.processed import interpolated
+from cmb_bids.training.processed import cut_short, interpolated
 from cmb_bids.training.ranking import (
     cross_validated_scores,
     fit_ranking,
@@ -53,11 +53,25 @@ def test_nothing_is_done_where_nothing_is_finer(stored):
     assert interpolated(stored, (1.0, 1.0, 1.0)) is stored
 
 
+def test_a_slab_that_ends_short_keeps_its_place_and_only_its_own_lesions(stored):
+    places = [[10.0, 10.0, 3.0 * slice_] for slice_ in (0, 4, 5, 13, 14, 19)]
+    truth = pd.DataFrame(places, columns=["x", "y", "z"])
+    scan = dataclasses.replace(stored, truth=truth)
+    short = cut_short(scan, (0.25, 0.3))
+    assert short.brain_mask.shape == (40, 36, 9)
+    assert short.magnitudes[0].shape == short.phases[0].shape == (40, 36, 9)
+    np.testing.assert_array_equal(short.magnitudes[0], stored.magnitudes[0][:, :, 5:14])
+    np.testing.assert_allclose(short.affine @ [0, 0, 0, 1], [0, 0, 15, 1])
+    assert list(short.truth["z"]) == [15.0, 39.0]
+    assert cut_short(scan, (0.0, 0.0)) is scan
+
+
 def test_held_out_scans_are_processed_as_the_pipeline_does_by_default():
     recipes = [draw_recipe(np.random.default_rng([5, i]), training=False)[1] for i in range(60)]
     plain = [r for r in recipes if r.homodyne_half_height_per_mm == 0.0625]
     assert 0.5 < len(plain) / len(recipes) < 0.95
     assert all(r.zero_filling == (1.0, 1.0, 1.0) and r.swi_power == 4 for r in recipes)
+    assert all(r.uncovered == (0.0, 0.0) for r in recipes)
 
 
 def test_training_scans_vary():
@@ -70,6 +84,13 @@ def test_training_scans_vary():
     assert min(s.partial_fourier for s, _ in drawn) < 0.9
     angles = {s.protocol.flip_angle_deg for s, _ in drawn}
     assert len(angles) > 40
+    sliced = [s.protocol.slice_gap for s, _ in drawn if s.protocol.slice_gap is not None]
+    assert 0 < len(sliced) < 30
+    assert 0 < min(sliced) < max(sliced) < 0.5
+    assert 0 < sum(r.uncovered != (0.0, 0.0) for _, r in drawn) < 30
+    pieces = [s.short_veins for s, _ in drawn]
+    assert min(pieces) == 0
+    assert max(pieces) > 50
     assert len({dataclasses.astuple(r) for _, r in drawn}) == 60
 
 

@@ -22,12 +22,23 @@ from analytic_simulator.settings import (
 )
 from analytic_simulator.tissue import Signal, Volumes
 
+LEAST_LENGTH_MM, LEAST_LENGTH_WIDTHS = 5.0, 4.0
+
 
 class Tube(NamedTuple):
     """A vessel: points (n, 3) and radius, both in mm."""
 
     points: np.ndarray
     radius: float
+
+    def is_long(self) -> bool:
+        """Whether it is long enough for a vein.
+
+        Walks get stuck and smoothing shortens lines; what is left of some is as wide as it is
+        long: a blob of blood, which neither physics nor a reader tells from a microbleed.
+        """
+        length = float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
+        return length >= max(LEAST_LENGTH_MM, LEAST_LENGTH_WIDTHS * 2 * self.radius)
 
 
 def draw_course(rng: np.random.Generator, course: Course, side: int = 1) -> Tube:
@@ -220,7 +231,7 @@ def add_vessels(
         sulcal_veins, medullary_veins, penetrating_veins
     ]  # fmt: skip
     for kind in kinds:
-        veins += kind(rng, anatomy)
+        veins += [vein for vein in kind(rng, anatomy) if vein.is_long()]
     chi = rng.uniform(0.30, 0.45)
     decay = rng.uniform(42, 75) if field_t > 2 else rng.uniform(18, 35)
     # Veins differ in oxygenation: three classes.
