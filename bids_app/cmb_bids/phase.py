@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from cmb_bids.errors import BadData, UsageError
 from cmb_bids.head import block_mean, coarse_steps, core_of_head, head_mask, noise_level
-from cmb_bids.highpass import already_filtered, gaussian_highpass, homodyne
+from cmb_bids.highpass import already_filtered, gaussian_highpass, homodyne, unwrap_isolated
 from cmb_bids.phase_scaling import SCALES, TURN, wrap
 from cmb_bids.polarity import Polarity, find_polarity
 from cmb_bids.swi import (
@@ -302,7 +302,7 @@ def highpass_echoes(
         return [gaussian_highpass(u, head, sizes_mm, config.gaussian_sigma_mm) for u in unwrapped]
     half_height = config.homodyne_half_height_per_mm
     return [
-        homodyne(magnitude, phase, sizes_mm, axis, half_height, n_threads)
+        unwrap_isolated(homodyne(magnitude, phase, sizes_mm, axis, half_height, n_threads), axis)
         for magnitude, phase in zip(magnitudes, phases, strict=True)
     ]
 

@@ -7,6 +7,7 @@ from cmb_bids.highpass import (
     hanning_window,
     homodyne,
     masked_gaussian,
+    unwrap_isolated,
 )
 
 
@@ -53,6 +54,37 @@ def test_homodyne_keeps_the_sign_of_small_things():
     high = homodyne(np.ones_like(phase), phase + 3.0, np.array([0.8, 0.8, 3.0]), 2)
     assert high[31:33, 31:33, 2].min() > 0.8
     assert high[15, 15, 2] < -0.9
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("polarity", [1, -1])
+def test_the_wrap_of_a_few_voxels_goes_on_beyond_a_half_turn(axis, polarity):
+    x, y = np.indices((24, 20))
+    peak = 4.4 * np.exp(-(np.hypot(x - 11, y - 9) ** 2) / 14)
+    true = np.repeat(polarity * peak[:, :, None], 3, axis=2).astype(np.float32)
+    wrapped = np.angle(np.exp(1j * true)).astype(np.float32)
+    assert (np.abs(wrapped - true) > 3).sum() >= 5 * 3
+    found = unwrap_isolated(np.moveaxis(wrapped, 2, axis), axis)
+    np.testing.assert_allclose(np.moveaxis(found, axis, 2), true, atol=1e-4)
+
+
+def test_large_wraps_and_what_does_not_wrap_stay_as_they_are():
+    half = np.full((20, 20, 2), 2.5, np.float32)
+    half[10:] = -2.5
+    np.testing.assert_array_equal(unwrap_isolated(half, 2), half)
+    mild = np.full((20, 20, 2), -1.4, np.float32)
+    mild[10, 10] = 2.0  # a vein in a dip
+    np.testing.assert_array_equal(unwrap_isolated(mild, 2), mild)
+
+
+def test_no_wraps_in_images_of_one_voxel_or_none_and_the_input_is_kept():
+    for shape in ((1, 1, 1), (2, 5, 3), (0, 4, 4)):
+        assert unwrap_isolated(np.full(shape, 3.0, np.float32), 2).shape == shape
+    dot = np.full((9, 9, 1), -3.0, np.float32)
+    dot[4, 4] = 3.0
+    before = dot.copy()
+    assert unwrap_isolated(dot, 2)[4, 4, 0] == pytest.approx(3.0 - 2 * np.pi)
+    np.testing.assert_array_equal(dot, before)
 
 
 def test_masked_gaussian_does_not_look_outside():
