@@ -78,6 +78,20 @@ def test_only_microbleeds_are_transplanted_and_to_bright_grounds(batch):
     assert (placed[labels == BALL, 0, x, y, z] < 0.4).all()
 
 
+def test_a_lesion_goes_where_slices_are_about_as_thick(batch):
+    stored, labels = batch
+    x, y, z = (n // 2 for n in STORED)
+    stored[labels == LINE, 0, x - 2 : x + 2, y - 2 : y + 2, z - 2 : z + 2] = 1.0
+    thickness = np.where(labels == LINE, 2.0, 3.0)
+    rng = np.random.default_rng(0)
+    assert transplanted(stored, labels, 1.0, rng, slice_mm=thickness) is stored
+    one = np.flatnonzero(labels == BALL)[0]
+    thickness[one] = 2.2
+    placed = transplanted(stored, labels, 1.0, rng, slice_mm=thickness)
+    changed = (placed != stored).flatten(1).any(1).numpy()
+    assert np.flatnonzero(changed).tolist() == [one]
+
+
 def test_a_faint_lesion_stays_at_home(batch):
     stored, labels = batch
     stored[:, 0] = 1.0

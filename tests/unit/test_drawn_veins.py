@@ -8,7 +8,16 @@ from toys import STORED, toy_patches
 from cmb_bids.patches import PatchGeometry
 from cmb_bids.simulate.protocols import GYROMAGNETIC_RATIO_HZ_PER_T
 from cmb_bids.training import drawn_veins
-from cmb_bids.training.drawn_veins import STEP_MM, draw_path, draw_vein, kept_vein, with_veins
+from cmb_bids.training.drawn_veins import (
+    SLICES_MM,
+    STEP_MM,
+    draw_path,
+    draw_vein,
+    kept_vein,
+    nearest_slice,
+    slices_of,
+    with_veins,
+)
 
 GEOMETRY = PatchGeometry((28, 28, 24))
 BALL, NEGATIVE, LINE = 0, 1, 2  # of toy_patches: microbleed, calcification, other
@@ -33,7 +42,7 @@ def straight(monkeypatch):
 
 
 def test_a_long_vein_along_the_field_has_the_phase_of_an_endless_cylinder(straight):
-    _, phase = draw_vein(GEOMETRY, np.random.default_rng(0))
+    _, phase = draw_vein(GEOMETRY, np.random.default_rng(0), 2.0)
     inside = phase[MIDDLE[0] - 1 : MIDDLE[0] + 1, MIDDLE[1] - 1 : MIDDLE[1] + 1]
     outside = phase[MIDDLE[0] + 7, MIDDLE[1]]
     expected = 2 * np.pi * GYROMAGNETIC_RATIO_HZ_PER_T * 1e-6 * 0.06 * 0.1 / 3  # chi / 3
@@ -41,8 +50,8 @@ def test_a_long_vein_along_the_field_has_the_phase_of_an_endless_cylinder(straig
 
 
 def test_the_phase_mask_darkens_what_is_drawn_into_a_susceptibility_weighted_image(straight):
-    magnitude, phase = draw_vein(GEOMETRY, np.random.default_rng(0), power=0)
-    weighted, same = draw_vein(GEOMETRY, np.random.default_rng(0), power=4)
+    magnitude, phase = draw_vein(GEOMETRY, np.random.default_rng(0), 2.0, power=0)
+    weighted, same = draw_vein(GEOMETRY, np.random.default_rng(0), 2.0, power=4)
     np.testing.assert_array_equal(phase, same)
     assert magnitude[MIDDLE] == pytest.approx(1.0, abs=0.02)  # no loss in the blood itself
     assert weighted[MIDDLE] == pytest.approx((1 - phase[MIDDLE] / np.pi) ** 4, rel=0.05)
@@ -61,9 +70,51 @@ def test_a_vein_runs_through_the_origin_and_is_longer_than_a_lesion(seed):
     assert radii[[0, -1]].max() <= radius
 
 
+@pytest.mark.parametrize("slice_mm", [0.5, 0.8, 1.0, 2.0, 3.1, 6.0])
+@pytest.mark.parametrize("offset", [0.0, 0.3, 0.99])
+def test_slices_and_the_patch_cut_from_them_keep_what_is_even_and_where_things_are(
+    slice_mm, offset
+):
+    acquired, resampled = slices_of(GEOMETRY, slice_mm, offset)
+    planes = GEOMETRY.shape[2]
+    np.testing.assert_allclose(np.ones(drawn_veins.FINER * planes) @ acquired @ resampled, 1)
+    fine = (np.arange(drawn_veins.FINER * planes) + 0.5) / drawn_veins.FINER
+    away = round(2 * slice_mm + 1)  # from the ends, where slices reach beyond the patch
+    ramp = (fine @ acquired @ resampled)[away : planes - away]
+    np.testing.assert_allclose(ramp, np.arange(planes)[away : planes - away] + 0.5, atol=0.3)
+
+
+def test_a_plane_is_seen_over_two_slices():
+    plane = np.zeros(drawn_veins.FINER * GEOMETRY.shape[2])
+    plane[24:26] = 1
+    wide = [
+        np.count_nonzero(plane @ acquired @ resampled)
+        for acquired, resampled in (slices_of(GEOMETRY, s, 0.5) for s in (1.0, 2.0, 3.0))
+    ]
+    assert wide == sorted(wide)
+    assert wide[2] >= 5
+
+
+def test_a_patch_meets_veins_in_slices_about_as_thick_as_its_own(monkeypatch):
+    drawn = []
+
+    def spy(number, geometry, slice_mm, power):
+        drawn.append(slice_mm)
+        return torch.zeros(2, *STORED)
+
+    monkeypatch.setattr(drawn_veins, "kept_vein", spy)
+    stored, labels = torch.ones(200, 2, *STORED), np.full(200, 2)
+    thickness = np.repeat([1.2, 3.0], 100)
+    with_veins(stored, labels, 1.0, np.random.default_rng(0), slice_mm=thickness)
+    assert drawn == [nearest_slice(t) for t in thickness]
+    drawn.clear()
+    with_veins(stored, labels, 1.0, np.random.default_rng(0))
+    assert set(drawn) == set(SLICES_MM)
+
+
 def test_kept_veins_are_seen_and_the_same_each_time():
-    vein = kept_vein(3, GEOMETRY, 4)
-    assert torch.equal(vein, kept_vein.__wrapped__(3, GEOMETRY, 4))
+    vein = kept_vein(3, GEOMETRY, 2.0, 4)
+    assert torch.equal(vein, kept_vein.__wrapped__(3, GEOMETRY, 2.0, 4))
     loss, phase = vein
     assert loss.shape == phase.shape == STORED
     centre = loss[tuple(slice(n - 2, n + 2) for n in MIDDLE)]

@@ -167,10 +167,10 @@ def test_no_participant_is_on_both_sides():
 
 def test_new_and_kept_patches_are_drawn_equally_often():
     new, kept = np.array([0, 2, 2]), np.array([0] * 50 + [1] * 10 + [2] * 40)
-    known = Patches(np.zeros(100), kept, np.linspace(1, 2, 100))
-    weights, labels = tune._even_weights(new, np.ones(3), known), np.concatenate([new, kept])
-    drawn = sample_batch(labels, 3000, np.random.default_rng(0), weights)
-    of_class = drawn[labels[drawn] == 0]
+    parts = Patches(np.zeros(3), new), Patches(np.zeros(100), kept, np.linspace(1, 2, 100))
+    joined = Patches.join([tune._evenly(part) for part in parts])
+    drawn = sample_batch(joined.labels, 3000, np.random.default_rng(0), joined.weights)
+    of_class = drawn[joined.labels[drawn] == 0]
     assert (of_class < 3).mean() == pytest.approx(0.5, abs=0.06)
 
 

@@ -18,6 +18,7 @@ from cmb_bids.training.cases import cut_candidates, make_case
 from cmb_bids.training.fit import (
     MARGIN_VOXELS,
     FitConfig,
+    Patches,
     draw_weights,
     fit,
     sample_batch,
@@ -215,7 +216,7 @@ def test_it_learns_shape_and_sign_of_phase():
     rng = np.random.default_rng(0)
     patches, labels = toy_patches(90, 2, rng)
     config = FitConfig(epochs=4 * 45 * 16 / 90, batch_size=16, average_decay=0.9)
-    network, steps = fit(small_network(), patches, labels, config)
+    network, steps = fit(small_network(), Patches(patches, labels), config)
     assert steps == 45
     fresh, expected = toy_patches(30, 2, np.random.default_rng(1))
     inside = tuple(slice(margin, -margin) for margin in MARGIN_VOXELS)
@@ -236,10 +237,10 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path):
             raise Stop
 
     config = FitConfig(epochs=4 * 4 * 8 / 24, batch_size=8, checkpoint_every=2)
-    whole, steps = fit(small_network(1), patches, labels, config)
+    whole, steps = fit(small_network(1), Patches(patches, labels), config)
     with pytest.raises(Stop):
-        fit(small_network(1), patches, labels, config, tmp_path / "run", stop)
-    resumed, _ = fit(small_network(1, seed=5), patches, labels, config, tmp_path / "run")
+        fit(small_network(1), Patches(patches, labels), config, tmp_path / "run", stop)
+    resumed, _ = fit(small_network(1, seed=5), Patches(patches, labels), config, tmp_path / "run")
     assert steps == 4
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(value, resumed.state_dict()[key])
@@ -247,7 +248,8 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path):
 
 def test_one_class_cannot_be_trained():
     with pytest.raises(ValueError, match="two classes"):
-        fit(small_network(), np.zeros((4, 2, *SMALL), np.float16), np.full(4, 2), FitConfig())
+        alike = Patches(np.zeros((4, 2, *SMALL), np.float16), np.full(4, 2))
+        fit(small_network(), alike, FitConfig())
 
 
 def test_cases_survive_the_disk(tmp_path):

@@ -26,7 +26,7 @@ from cmb_bids.training.contenders import (
     strengths,
     targets,
 )
-from cmb_bids.training.fit import FitConfig, fit
+from cmb_bids.training.fit import FitConfig, Patches, fit
 from cmb_bids.training.scoring import ScoredCase, scored_case
 from cmb_bids.training.shards import load_case, save_case
 
@@ -362,8 +362,7 @@ def test_a_network_that_says_one_thing_for_all_has_learnt_nothing():
     patches[labels == 0, :, 10:-10, 10:-10, 8:-8] = 0.1
     learnt, _ = fit(
         new_network(CONTENDERS["swi"], 0),
-        patches,
-        labels,
+        Patches(patches, labels),
         FitConfig(steps=40, batch_size=16, seed=0),
     )
     assert steps.has_learnt(learnt, patches, labels, 0)

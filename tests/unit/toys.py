@@ -52,6 +52,7 @@ def toy_case(index):
         "protocol": ("ukb", "3T")[index % 2],
         "group": ("tbi", "stroke")[index % 2],
         "swi_as_magnitude": False,
+        "voxel_mm": [0.8, 0.8, (3.0, 2.0)[index % 2]],
         "highpass": ("homodyne", "gaussian")[index // 2 % 2],
         "homodyne_half_height_per_mm": 0.0625,
         "data_key": "toy",

@@ -20,6 +20,7 @@ PatchArray = TypeVar("PatchArray", np.ndarray, Tensor)
 TRANSPLANT_MM = (4.0, 8.0)  # from its centre on a lesion's patch fades, and is gone
 CENTRE_VOXELS = 2  # to each side of a patch's centre: what decides whether a lesion can be seen
 LESION_CONTRAST = 0.75  # only lesions darker than this are still to be seen on another ground
+SAME_SLICES = 1.2  # ratio of two slice thicknesses within which a lesion looks alike in both
 GROUND_CONTRAST = 0.5  # nor can any, or a vein, be seen on a ground that is darker than this
 
 
@@ -92,11 +93,14 @@ def transplanted(
     share: float,
     rng: np.random.Generator,
     channels: Sequence[str] = CONTRAST_AND_PHASE,
+    slice_mm: np.ndarray | None = None,
 ) -> Tensor:
     """A batch in which some microbleeds were put where a mimic of the same batch is.
 
     Few microbleeds touch a vein or lie beside air by chance, and a network that has hardly met one
     there takes it for one of the mimics that are common there. Here it meets both on equal terms.
+    Each is put where slices are about as thick as its own: a dot in two slices of 3 mm would
+    look like a vein among slices of 1.5 mm.
 
     Parameters
     ----------
@@ -108,6 +112,8 @@ def transplanted(
     rng : Generator
     channels : sequence of str, optional
         As in `transplant`; the first is a contrast.
+    slice_mm : (n,) array, optional
+        Thickness of the slices that each patch was cut from; by default all count as alike.
 
     Returns
     -------
@@ -119,9 +125,13 @@ def transplanted(
     lesions = np.flatnonzero((labels == MICROBLEED) & (darkest < LESION_CONTRAST))
     grounds = np.flatnonzero((labels == OTHER) & (median > GROUND_CONTRAST))
     lesions = lesions[rng.random(len(lesions)) < share]
-    if not len(lesions) or not len(grounds):
+    thickness = np.ones(len(labels)) if slice_mm is None else slice_mm
+    apart = np.abs(np.log(thickness[lesions][:, None] / thickness[grounds]))
+    alike = apart <= np.log(SAME_SLICES)
+    lesions, alike = lesions[alike.any(axis=1)], alike[alike.any(axis=1)]
+    if not len(lesions):
         return stored
-    there = stored[rng.choice(grounds, len(lesions))]
+    there = stored[[rng.choice(grounds[fits]) for fits in alike]]
     there = torch.stack([turned(patch, rng) for patch in there])
     placed = stored.clone()
     placed[lesions] = transplant(stored[lesions], there, channels)

@@ -5,6 +5,9 @@ met few of them calls them microbleeds: in every slice they are round, dark and 
 the slices above and below tell. Here such veins are drawn by the physics of the simulator
 (`cmb_bids.simulate.physics`), alone and without noise, into patches that hold no lesion (which
 stay what they are) and beside lesions (so that a vein nearby never speaks against one).
+
+They are seen in slices as thick as those of the patch: a dot in two slices of 3 mm may be a lesion,
+in four of 1.5 mm it is a vein.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ from cmb_bids.swi import phase_mask
 from cmb_bids.training.augmentation import GROUND_CONTRAST, middle_of, turned
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED, OTHER
 
-POOL = 400  # veins that are drawn, each once; flipped and turned they are sixteen times as many
+# Veins that are drawn of each slice thickness, each once; flipped and turned they are sixteen times
+# as many.
+POOL = 150
+SLICES_MM = (1.0, 1.25, 1.6, 2.0, 2.5, 3.1)  # that veins are drawn in: the nearest is taken
 FINER = 2  # grid that veins are drawn on, per voxel of a patch and axis
 STEP_MM = 0.3  # along a vein
 RADIUS_MM = (0.3, 1.1)
@@ -41,7 +47,7 @@ TAPER_MM = (0.3, 3.0)  # over which its ends get narrow
 # Shorter veins could be lesions: this many mm, times their width, and times the slices.
 LEAST_LENGTH_MM, LEAST_LENGTH_WIDTHS, LEAST_LENGTH_SLICES = 4.5, 4.0, 3.0
 OFF_CENTRE_MM = 0.7  # standard deviation of what a candidate is off the vein it lies on
-PIXEL_MM, SLICE_MM = (0.5, 1.0), (0.8, 3.0)  # that a vein is averaged over
+PIXEL_MM = (0.5, 1.0)  # that a vein is averaged over, in the plane
 HIGHPASS_MM = 3.0  # Gaussian, in the plane: half height at 0.0625 per mm
 BESIDE_MM = (3.0, 7.0)  # from a lesion, in the plane
 SEEN = 0.8  # only a vein that leaves less contrast than this at its middle becomes a candidate
@@ -85,7 +91,7 @@ def draw_path(
 
 
 def draw_vein(
-    geometry: PatchGeometry, rng: np.random.Generator, power: int = 4
+    geometry: PatchGeometry, rng: np.random.Generator, slice_mm: float, power: int = 4
 ) -> tuple[np.ndarray, np.ndarray]:
     """What one vein does to a patch that it runs through, near the centre.
 
@@ -94,6 +100,8 @@ def draw_vein(
     geometry : PatchGeometry
         The last axis is the main field's.
     rng : Generator
+    slice_mm : float
+        Thickness of the slices that the patch is cut from; where they lie is drawn.
     power : int
         Of the phase mask in the contrast; 0 where the contrast is the magnitude.
 
@@ -106,7 +114,7 @@ def draw_vein(
     """
     spacing = tuple(size / FINER for size in geometry.spacing_mm)
     shape = tuple(FINER * n for n in geometry.shape)
-    pixel, slice_mm = rng.uniform(*PIXEL_MM), rng.uniform(*SLICE_MM)
+    pixel = rng.uniform(*PIXEL_MM)
     points, radii = draw_path(
         rng, np.exp(rng.uniform(np.log(RADIUS_MM[0]), np.log(RADIUS_MM[1]))), slice_mm
     )
@@ -118,21 +126,44 @@ def draw_vein(
     field = dipole_field(susceptibility, spacing, np.array([0.0, 0.0, 1.0]))  # type: ignore[arg-type]
     radians = 2 * np.pi * GYROMAGNETIC_RATIO_HZ_PER_T * 1e-6 * rng.uniform(*TESLA_SECONDS)
     signal = (1 - share * (1 - rng.uniform(*SIGNAL))) * np.exp(1j * radians * field.numpy())
-    sigmas = np.array([pixel, pixel, slice_mm]) / np.sqrt(12) / spacing
-    seen = block_mean(gaussian_filter(signal, sigmas, mode="nearest"), (FINER,) * 3)
-    plane = np.array([HIGHPASS_MM, HIGHPASS_MM, 0]) / geometry.spacing_mm
+    sigmas = np.array([pixel, pixel, 0]) / np.sqrt(12) / spacing
+    acquired, resampled = slices_of(geometry, slice_mm, rng.random())
+    seen = block_mean(gaussian_filter(signal, sigmas, mode="nearest"), (FINER, FINER, 1)) @ acquired
+    plane = np.array([HIGHPASS_MM, HIGHPASS_MM, 0]) / (*geometry.spacing_mm[:2], 1)
     lowpass = gaussian_filter(seen, plane, mode="nearest")
-    phase = np.angle(seen * np.conj(lowpass)).astype(np.float32)
-    loss = np.abs(seen).astype(np.float32) * phase_mask(phase) ** power
-    return np.minimum(loss, 1.0).astype(np.float32), phase
+    phase = np.angle(seen * np.conj(lowpass))
+    loss = np.minimum(np.abs(seen) * phase_mask(phase) ** power, 1.0)
+    return (loss @ resampled).astype(np.float32), (phase @ resampled).astype(np.float32)
+
+
+def slices_of(
+    geometry: PatchGeometry, slice_mm: float, offset: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices from the fine grid along the last axis to slices, and from these to a patch.
+
+    The first (fine planes, slices) averages over each slice, the second (slices, planes of the
+    patch) interpolates as `cmb_bids.patches.cut_patches` does. ``offset`` from 0 to 1 says where
+    between two slices the patch begins.
+    """
+    planes, spacing = geometry.shape[2], geometry.spacing_mm[2]
+    fine = (np.arange(FINER * planes) + 0.5) * spacing / FINER
+    reach = max(slice_mm, spacing)
+    # Where a slice lies partly beyond the patch, what is inside stands for it.
+    centres = np.arange((offset - 0.5) * slice_mm, (planes * spacing) + slice_mm / 2, slice_mm)
+    apart = np.abs(fine[:, None] - centres)
+    share = np.clip((slice_mm + spacing / FINER) / 2 - apart, 0, spacing / FINER)
+    centres, share = centres[share.any(axis=0)], share[:, share.any(axis=0)]
+    at = (np.arange(planes) + 0.5) * spacing
+    weight = np.maximum(1 - np.abs(centres[:, None] - at) / reach, 0)
+    return share / share.sum(axis=0), weight / weight.sum(axis=0)
 
 
 @cache
-def kept_vein(number: int, geometry: PatchGeometry, power: int) -> Tensor:
+def kept_vein(number: int, geometry: PatchGeometry, slice_mm: float, power: int) -> Tensor:
     """Loss and phase (2, X, Y, Z) of the vein of this number, drawn when first asked for."""
     rng = np.random.default_rng([POOL, number])
     while True:
-        loss, phase = draw_vein(geometry, rng, power)
+        loss, phase = draw_vein(geometry, rng, slice_mm, power)
         if middle_of(loss).min() < SEEN:
             return torch.from_numpy(np.stack([loss, phase])).half()
 
@@ -144,6 +175,7 @@ def with_veins(
     rng: np.random.Generator,
     channels: Sequence[str] = CONTRAST_AND_PHASE,
     power: int = 4,
+    slice_mm: np.ndarray | None = None,
 ) -> Tensor:
     """A batch in which veins run through some mimics and beside some lesions.
 
@@ -160,6 +192,8 @@ def with_veins(
         What the channels are: ``highpass`` is phase, anything else contrast.
     power : int, optional
         Of the phase mask in the contrast; 0 where the contrast is the magnitude.
+    slice_mm : (n,) array, optional
+        Thickness of the slices that each patch was cut from; drawn where it is not known.
 
     Returns
     -------
@@ -174,7 +208,8 @@ def with_veins(
     for i in (*through, *beside):
         aside = (0, 0) if labels[i] == OTHER else _aside(rng)
         number = int(rng.integers(POOL))
-        vein = turned(kept_vein(number, _geometry_of(stored), power).float(), rng)
+        thick = rng.choice(SLICES_MM) if slice_mm is None else nearest_slice(slice_mm[i])
+        vein = turned(kept_vein(number, _geometry_of(stored), float(thick), power).float(), rng)
         loss, phase = torch.roll(vein, aside, (1, 2))
         for channel, name in enumerate(channels):
             image = stored[i, channel]
@@ -183,6 +218,11 @@ def with_veins(
             else:
                 drawn[i, channel] = image * loss
     return drawn
+
+
+def nearest_slice(slice_mm: float) -> float:
+    """The thickness that veins are drawn in for a patch of such slices."""
+    return min(SLICES_MM, key=lambda known: abs(np.log(known / slice_mm)))
 
 
 def _geometry_of(stored: Tensor) -> PatchGeometry:

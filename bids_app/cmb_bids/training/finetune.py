@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
@@ -136,7 +137,10 @@ def _read_case(
     found = CandidateSet(
         patches.astype(np.float16), points, labels, candidates["score"].to_numpy(np.float32)
     )
-    return Case(number, {"protocol": "labelled", "scan": scan}, counted, {KIND: found})
+    axes = nib.orientations.io_orientation(swi.affine)[:, 0]
+    voxel_mm = voxel_sizes(swi.affine)[np.argsort(axes)].tolist()  # right, anterior, superior
+    recipe = {"protocol": "labelled", "scan": scan, "voxel_mm": voxel_mm}
+    return Case(number, recipe, counted, {KIND: found})
 
 
 def label_against(

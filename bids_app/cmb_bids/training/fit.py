@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,13 +65,36 @@ class FitConfig:
 class Patches:
     """What a network learns from.
 
-    ``patches`` (n, channels, ...) float16 with margin, ``labels`` (n,), and ``weights`` (n,): how
-    often each is drawn, relative to the others of its class.
+    Parameters
+    ----------
+    patches : (n, channels, X + 4, Y + 4, Z + 4) float16 or float32 array
+        Cut with the network's geometry and `MARGIN_VOXELS` around.
+    labels : (n,) integer array
+        0 microbleed, 1 calcification, 2 other; negative ones are not used.
+    weights : (n,) array, optional
+        How often each is drawn, relative to the others of its class; by default all alike.
+    slice_mm : (n,) array, optional
+        Thickness of the slices that each was cut from, where it is known.
     """
 
     patches: np.ndarray
     labels: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray | None = None
+    slice_mm: np.ndarray | None = None
+
+    def take(self, chosen: np.ndarray) -> Patches:
+        """Those of these numbers, or where a mask (n,) is true."""
+        return Patches(
+            *(None if part is None else part[chosen] for part in vars(self).values())  # type: ignore[arg-type]
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Patches]) -> Patches:
+        """All of these, one after the other; weights and slices where all parts have them."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(
+            *(None if any(part is None for part in c) else np.concatenate(c) for c in columns)  # type: ignore[arg-type]
+        )
 
 
 def draw_weights(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -179,12 +202,10 @@ class Progress:
 
 def fit(
     network: Network,
-    patches: np.ndarray,
-    labels: np.ndarray,
+    data: Patches,
     config: FitConfig,
     checkpoint: Path | None = None,
     report: Callable[[Network, int], None] | None = None,
-    weights: np.ndarray | None = None,
 ) -> tuple[Network, int]:
     """Train a network.
 
@@ -192,18 +213,13 @@ def fit(
     ----------
     network : MicrobleedNet or ResidualNet2018
         Where to start from; its description says what the channels are.
-    patches : (n, channels, X + 4, Y + 4, Z + 4) float16 or float32 array
-        Cut with the network's geometry and `MARGIN_VOXELS` around.
-    labels : (n,) integer array
-        0 microbleed, 1 calcification, 2 other; negative ones are not used.
+    data : Patches
     config : FitConfig
-        An epoch is as many patches as ``labels`` has usable ones, divided by four: most are easy.
+        An epoch is as many patches as there are usable labels, divided by four: most are easy.
     checkpoint : path, optional
         Resumed from when it exists, and written to.
     report : callable, optional
         Called now and then with the averaged network and the step.
-    weights : (n,) array, optional
-        How often each patch is drawn, relative to the others of its class.
 
     Returns
     -------
@@ -217,20 +233,20 @@ def fit(
     ValueError
         Fewer than two classes are present.
     """
-    usable = np.flatnonzero(labels >= 0)
-    if len(np.unique(labels[usable])) < 2:
+    usable = data.labels[data.labels >= 0]
+    if len(np.unique(usable)) < 2:
         raise ValueError("training needs candidates of at least two classes; simulate more cases")
     progress = Progress.start(network, config)
     if checkpoint is not None and checkpoint.is_file():
         progress.resume(checkpoint)
         log.info("resumed at step %d of %d", progress.step, progress.steps)
     if not progress.steps:
-        epoch = (labels >= 0).sum() / 4 / config.batch_size
+        epoch = len(usable) / 4 / config.batch_size
         progress.steps = max(1, config.steps or round(config.epochs * epoch))
     started = time.monotonic()
     running = 0.0
     while progress.step < progress.steps:
-        loss = _one_step(progress, patches, labels, config, weights)
+        loss = _one_step(progress, data, config)
         progress.step += 1
         running = loss if progress.step == 1 else 0.98 * running + 0.02 * loss
         if progress.step % 50 == 0:
@@ -246,27 +262,22 @@ def fit(
     return progress.average.eval().cpu(), progress.steps
 
 
-def _one_step(
-    progress: Progress,
-    patches: np.ndarray,
-    labels: np.ndarray,
-    config: FitConfig,
-    weights: np.ndarray | None,
-) -> float:
+def _one_step(progress: Progress, data: Patches, config: FitConfig) -> float:
     """Draw a batch, augment it, descend; returns the loss."""
     rng = np.random.default_rng([config.seed, progress.step])
     torch.manual_seed(int(rng.integers(2**31)))  # dropout
-    chosen = sample_batch(labels, config.batch_size, rng, weights)
-    stored = torch.from_numpy(patches[chosen].astype(np.float32))
+    chosen = sample_batch(data.labels, config.batch_size, rng, data.weights)
+    drawn = data.take(chosen)
+    stored, labels = torch.from_numpy(drawn.patches.astype(np.float32)), drawn.labels
     network, optimiser = progress.network.train(), progress.optimiser
     channels = network.description.channels
-    stored = transplanted(stored, labels[chosen], config.transplanted, rng, channels)
+    stored = transplanted(stored, labels, config.transplanted, rng, channels, drawn.slice_mm)
     stored = with_veins(
-        stored, labels[chosen], config.drawn_veins, rng, channels, config.phase_mask_power
+        stored, labels, config.drawn_veins, rng, channels, config.phase_mask_power, drawn.slice_mm
     )
     batch = augment(stored, MARGIN_VOXELS, rng, channels)
     batch = batch.to(config.device, memory_format=LAYOUT)  # type: ignore[call-overload]
-    target = torch.from_numpy(labels[chosen].astype(np.int64)).to(config.device)
+    target = torch.from_numpy(labels.astype(np.int64)).to(config.device)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(progress.step, progress.steps, config.peak_learning_rate)
     optimiser.zero_grad(set_to_none=True)

@@ -39,7 +39,7 @@ from cmb_bids.resnet import (
     save_model,
 )
 from cmb_bids.screening import SCREENING_GEOMETRY, SCREENING_NETWORKS
-from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, fit, without_margin
+from cmb_bids.training.fit import MARGIN_VOXELS, FitConfig, Patches, fit, without_margin
 from cmb_bids.training.labels import LABEL_OF_NAME
 from cmb_bids.training.processed import ProcessedCase, process_case
 from cmb_bids.training.ranking import (
@@ -167,7 +167,7 @@ def fit_screening(
         dropout=DROPOUT,
     )
     learnt = np.concatenate(labels)
-    network, _ = fit(MicrobleedNet(description), np.concatenate(patches), learnt, config)
+    network, _ = fit(MicrobleedNet(description), Patches(np.concatenate(patches), learnt), config)
     assert isinstance(network, MicrobleedNet)
     held_out = [read_places(work, number, kind) for number in numbers[::LEFT_OUT]]
     logits = [_logits(network, places) for places in held_out]

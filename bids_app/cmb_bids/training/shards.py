@@ -53,6 +53,11 @@ class Case:
         """``train``, ``validation`` or ``test``; each case is a participant of its own."""
         return split_at(self.index)
 
+    @property
+    def slice_mm(self) -> float:
+        """Thickness of the slices as they were acquired."""
+        return float(self.recipe["voxel_mm"][2])
+
     def lesions_mm(self, name: str) -> np.ndarray:
         """Positions (n, 3) of the simulated lesions of this name."""
         rows = [[row["x"], row["y"], row["z"]] for row in self.truth if row["name"] == name]

@@ -201,11 +201,13 @@ def load_training(
     not fit; the caller removes it.
     """
     kinds = ("complex", contender.kind)
-    labels, scores = [], []
+    labels, scores, slices = [], [], []
     for path in paths:
-        found = found_in(load_case(path, kinds, patches=False), contender.kind)
+        case = load_case(path, kinds, patches=False)
+        found = found_in(case, contender.kind)
         labels.append(targets(contender, found.labels))
         scores.append(found.scores)
+        slices.append(np.full(len(found.scores), case.slice_mm))
     total = sum(int((part >= 0).sum()) for part in labels)
     patches: np.ndarray | None = None
     filled = 0
@@ -228,10 +230,10 @@ def load_training(
         filled += len(part)
     if patches is None:
         raise BadData(paths[0].parent, "has no candidates to train on", "Simulate more cases")
-    given = np.concatenate(labels)
-    label, score = given[given >= 0], np.concatenate(scores)[given >= 0]
-    weights = draw_weights(label, score) if contender.shipped else np.ones(len(label))
-    return Patches(patches, label, weights)
+    used = np.concatenate(labels) >= 0
+    label, score, slice_mm = (np.concatenate(part)[used] for part in (labels, scores, slices))
+    weights = draw_weights(label, score) if contender.shipped else None
+    return Patches(patches, label, weights, slice_mm)
 
 
 def train(
@@ -288,11 +290,9 @@ def train(
         one = dataclasses.replace(config, seed=config.seed + start)
         network, _ = fit(
             begun if init else new_network(contender, one.seed),
-            data.patches,
-            data.labels,
+            data,
             one,
             resumable(checkpoint, one, data.labels),
-            weights=data.weights,
         )
         if init or has_learnt(network, data.patches, data.labels, one.seed):
             break

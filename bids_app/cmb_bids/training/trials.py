@@ -38,15 +38,13 @@ def learn(
         Of `cmb_bids.resnet.predict_logits`, for the calibration: those it will be judged with.
     """
     data = load_training(train, LEARNER)
-    network, _ = fit(
-        new_network(LEARNER, config.seed), data.patches, data.labels, config, weights=data.weights
-    )
+    network, _ = fit(new_network(LEARNER, config.seed), data, config)
     assert isinstance(network, MicrobleedNet)
     calibration, _ = calibrated(LEARNER, judge(LEARNER, network, validation, mirrors))
     network.description = dataclasses.replace(network.description, calibration=calibration)
     rng = np.random.default_rng(config.seed)
     some = np.sort(rng.permutation(len(data.labels))[:MOST_KEPT])
-    return network, Patches(data.patches[some], data.labels[some], data.weights[some])
+    return network, data.take(some)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -161,35 +161,32 @@ def _fit(
     config: FitConfig,
     kept: Patches | None,
 ) -> tuple[MicrobleedNet, int]:
-    used = [label >= 0 for label in labels]
-    patches = np.concatenate(
-        [c.candidates[KIND].patches[u] for c, u in zip(cases, used, strict=True)]
+    data = Patches.join(
+        [_to_learn_from(case, label) for case, label in zip(cases, labels, strict=True)]
     )
-    target = np.concatenate([label[u] for label, u in zip(labels, used, strict=True)])
-    weights = draw_weights(
-        target,
-        np.concatenate([c.candidates[KIND].scores[u] for c, u in zip(cases, used, strict=True)]),
-    )
-    per_epoch = len(target) / 4 / config.batch_size
+    per_epoch = len(data.labels) / 4 / config.batch_size
     steps = config.steps or max(FEWEST_STEPS, round(config.epochs * per_epoch))
     config = dataclasses.replace(config, steps=steps, peak_learning_rate=PEAK_LEARNING_RATE)
     if kept is not None:
-        weights = _even_weights(target, weights, kept)
-        patches = np.concatenate([patches, kept.patches])
-        target = np.concatenate([target, kept.labels])
-    tuned, steps = fit(copy.deepcopy(network), patches, target, config, weights=weights)
+        data = Patches.join([_evenly(data), _evenly(kept)])
+    tuned, steps = fit(copy.deepcopy(network), data, config)
     assert isinstance(tuned, MicrobleedNet)
     return tuned, steps
 
 
-def _even_weights(labels: np.ndarray, weights: np.ndarray, kept: Patches) -> np.ndarray:
-    """Weights (n + k,) with which new and kept patches are drawn equally often in every class."""
-    parts = [weights.copy(), kept.weights.copy()]
-    for part, known in zip(parts, (labels, kept.labels), strict=True):
-        for number in range(len(CLASSES)):
-            members = known == number
-            part[members] /= part[members].sum() or 1.0
-    return np.concatenate(parts)
+def _to_learn_from(case: Case, labels: np.ndarray) -> Patches:
+    found = case.candidates[KIND]
+    slices = np.full(len(labels), case.slice_mm)
+    return Patches(found.patches, labels, draw_weights(labels, found.scores), slices).take(
+        labels >= 0
+    )
+
+
+def _evenly(data: Patches) -> Patches:
+    """With weights that add up to one in every class: parts joined are drawn equally often."""
+    weights = np.ones(len(data.labels)) if data.weights is None else data.weights.astype(float)
+    total = np.bincount(data.labels, weights, minlength=len(CLASSES))
+    return dataclasses.replace(data, weights=weights / total[data.labels])
 
 
 def _logits(
