@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from skimage.segmentation import watershed
 from cmb_bids.anatomy import Place, label_lesions, to_mni
 from cmb_bids.columns import LESION_COLUMNS
 from cmb_bids.moments import NO_PHASE, Phase, judge, measure_moments
+from cmb_bids.red_nuclei import are_alike, mirrored_mm
 from cmb_bids.same_lesion import FARTHEST_MM, same_place_mm, suppress_neighbours
 from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
 
@@ -31,6 +32,7 @@ CALCIFICATION_PROBABILITY = 0.5
 # From which a microbleed within 5 mm of a surer one is a second one. Training teaches nothing of
 # what lies there: what is doubtful is the first one's bloom, or iron around it.
 NEIGHBOUR_PROBABILITY = 0.95
+NEIGHBOUR_DEPTH = 0.75  # and it is at least this share as dark as the surer one
 DEFINITE = "definite"
 POSSIBLE = "possible"
 
@@ -82,6 +84,7 @@ class LesionConfig:
 ONE_LESION_DEPTH = 0.75  # no ridge shallower than this share of the shallower one's depth
 SHELL_FILL = 0.10  # a lesion fills at least this share of a spherical shell round its centre
 SHELL_MM = 1.0  # thickness of those shells, at least
+RED_NUCLEUS_RADIUS_MM = 3.0  # the other one's darkest voxel is sought this near its place
 SEED_RADIUS_MM = (1.5, 3.0)  # the darkest voxel is sought this near the candidate
 FARTHEST_CENTROID_MM = 3.0  # from the candidate; beyond, the candidate says where the lesion is
 # How the tissue that a small lesion lies in is told from its own noise and from what lies beyond.
@@ -519,7 +522,8 @@ def segment_lesions(
     places : mapping, optional
         What codes in ``regions`` stand for, where a parcellation came before the atlas.
     mni_affine : (4, 4) nested sequence, optional
-        Scanner to MNI152 mm; without it MNI coordinates are missing.
+        Scanner to MNI152 mm; without it MNI coordinates are missing, and red nuclei are not told
+        from microbleeds.
     phase : Phase or str
         What magnetic moments are fitted to, or why they cannot be.
 
@@ -545,13 +549,20 @@ def segment_lesions(
     found = _keep_lesions(candidates, probabilities, definite, possible, same_place)
     brain = np.asarray(mask) > 0
     microbleed_image = normalized if swi is None else swi
-    blobs, rows = [], []
+    blobs: list[Blob] = []
+    rows: list[dict[str, Any]] = []
     points = world_to_voxel(affine, found[["x", "y", "z"]].to_numpy(dtype=float))
     for row, point in zip(found.to_dict("records"), points, strict=True):
         image = microbleed_image if row["lesion_class"] == MICROBLEED else normalized
         blob = draw_blob(image, brain, affine, point, float(row["radius_mm"]), config)
         if blob is None:  # not darker than around: a point lesion of one voxel
             blob = _point_blob(point, normalized.shape)
+        elif row["lesion_class"] == MICROBLEED and _is_red_nucleus(
+            blob, row, image, brain, affine, mni_affine, config
+        ):
+            continue
+        if _is_edge_of_a_surer_one(blob, row, blobs, rows):
+            continue
         blobs.append(blob)
         rows.append(row)
     if not blobs:
@@ -585,7 +596,8 @@ def _keep_lesions(
 
     One within ``same_place`` mm of a more probable one is left out: it is the same lesion, its halo
     in the phase or what it touches, and drawn for itself it would be counted twice. So is a
-    microbleed below `NEIGHBOUR_PROBABILITY` within `FARTHEST_MM` of a surer one.
+    microbleed below `NEIGHBOUR_PROBABILITY` within `FARTHEST_MM` of a surer one; what is drawn then
+    has to be nearly as dark, too (`_is_edge_of_a_surer_one`).
     """
     wanted = ["index", "p_microbleed", "p_calcification"]
     found = candidates.merge(probabilities[wanted], on="index", validate="one_to_one")
@@ -610,6 +622,49 @@ def _doubtful_neighbours(found: pd.DataFrame) -> np.ndarray:
     beside_a_likelier = np.tril(cdist(points, points) <= FARTHEST_MM, -1)
     doubtful = microbleed & (found["probability"].to_numpy() < NEIGHBOUR_PROBABILITY)
     return doubtful & (beside_a_likelier & microbleed).any(axis=1)
+
+
+def _is_red_nucleus(
+    blob: Blob,
+    row: Mapping[str, Any],
+    image: np.ndarray,
+    brain: np.ndarray,
+    affine: np.ndarray,
+    mni_affine: Sequence[Sequence[float]] | None,
+    config: LesionConfig,
+) -> bool:
+    """Whether a call is at the place of a red nucleus, and what is drawn opposite is its like."""
+    place = mirrored_mm(np.array([row["x"], row["y"], row["z"]], dtype=float), mni_affine)
+    if place is None:
+        return False
+    (point,) = world_to_voxel(affine, place[None])
+    other = draw_blob(image, brain, affine, point, RED_NUCLEUS_RADIUS_MM, config)
+    if other is None or other.covers(blob.seed) or blob.covers(other.seed):
+        return False
+    voxel_mm3 = float(np.prod(voxel_sizes(affine)))
+    pair = (blob, other)
+    depths = [float(one.depth[one.inside].mean()) for one in pair]
+    volumes = [voxel_mm3 * np.count_nonzero(one.inside) for one in pair]
+    return are_alike((depths[0], depths[1]), (volumes[0], volumes[1]))
+
+
+def _is_edge_of_a_surer_one(
+    blob: Blob, row: Mapping[str, Any], blobs: Sequence[Blob], rows: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether a microbleed is much fainter than a surer one beside it.
+
+    The network, which was taught nothing about such places, sees the surer one off the centre of
+    the patch. ``blobs`` and ``rows`` are the surer ones.
+    """
+    if row["lesion_class"] != MICROBLEED:
+        return False
+    here = np.array([row["x"], row["y"], row["z"]], dtype=float)
+    return any(
+        other["lesion_class"] == MICROBLEED
+        and np.linalg.norm(here - np.array([other["x"], other["y"], other["z"]])) <= FARTHEST_MM
+        and blob.seed_depth < NEIGHBOUR_DEPTH * drawn.seed_depth
+        for drawn, other in zip(blobs, rows, strict=True)
+    )
 
 
 def _point_blob(point: np.ndarray, shape: tuple[int, ...]) -> Blob:

@@ -195,6 +195,19 @@ def test_a_doubtful_microbleed_close_to_a_surer_one_is_no_second_one(apart, seco
     assert table["lesion_class"].tolist() == [MICROBLEED, CALCIFICATION]
 
 
+@pytest.mark.parametrize(("depth", "kept"), [(0.35, 1), (0.78, 2)])
+def test_what_is_much_fainter_than_a_surer_microbleed_beside_it_is_its_edge(depth, kept):
+    """A vein's end or a sulcus 4 mm from a lesion was called .99 (another simulator's scans)."""
+    image, points = draw(FINE, [((0, 0, 0), 3.0), ((12, 0, 0), 0)])
+    faint, beside = draw(FINE, [((4.4, 0, 0), 2.5), ((12, 0, 0), 2.5)], depth=depth)
+    both = np.minimum(image, faint)
+    table, labels = segment(both, FINE, np.vstack([points[:1], beside[:1]]), microbleed=[1, 0.99])
+    assert len(table) == kept == labels.max()
+    # For itself it is one.
+    table, _ = segment(both, FINE, np.vstack([points[:1], beside[1:]]), microbleed=[1, 0.99])
+    assert len(table) == 2
+
+
 @pytest.mark.parametrize("affine", [FINE, UK_BIOBANK])
 def test_two_neighbours_stay_two_and_share_no_voxel(affine):
     image, points = draw(affine, [((-2.4, 0, 0), 4.0), ((2.4, 0, 0), 4.0)])
