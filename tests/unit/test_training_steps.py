@@ -213,7 +213,8 @@ def test_only_cases_with_a_magnitude_run_are_learnt_from_in_the_comparison(tmp_p
     with pytest.raises(BadData, match="magnitude-only"):
         steps.training_cases(paths[1:], CONTENDERS["swi"])
     phase = steps.load_training(paths[:1], CONTENDERS["phase"])
-    assert (phase.weights == 1).all()  # compared on equal terms
+    assert phase.weights is None  # compared on equal terms: all drawn alike
+    np.testing.assert_array_equal(phase.slice_mm, 2.0)
     np.testing.assert_array_equal(
         phase.patches, load_case(paths[0]).candidates["complex"].patches[:, 1:]
     )
