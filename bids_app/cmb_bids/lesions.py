@@ -84,9 +84,9 @@ class LesionConfig:
 ONE_LESION_DEPTH = 0.75  # no ridge shallower than this share of the shallower one's depth
 SHELL_FILL = 0.10  # a lesion fills at least this share of a spherical shell round its centre
 SHELL_MM = 1.0  # thickness of those shells, at least
-RED_NUCLEUS_RADIUS_MM = 3.0  # the other one's darkest voxel is sought this near its place
 SEED_RADIUS_MM = (1.5, 3.0)  # the darkest voxel is sought this near the candidate
 FARTHEST_CENTROID_MM = 3.0  # from the candidate; beyond, the candidate says where the lesion is
+RED_NUCLEUS_RADIUS_MM = 3.0  # the other one's darkest voxel is sought this near its place
 # How the tissue that a small lesion lies in is told from its own noise and from what lies beyond.
 TISSUE_SHELLS_MM = ((2.0, 4.0), (3.0, 5.0), (4.0, 7.0), (6.0, 10.0))  # from the darkest voxel
 TISSUE_CONTRAST = 0.45  # of the contrast to the wider surroundings, at least
@@ -624,6 +624,11 @@ def _doubtful_neighbours(found: pd.DataFrame) -> np.ndarray:
     return doubtful & (beside_a_likelier & microbleed).any(axis=1)
 
 
+def _position_mm(row: Mapping[str, Any]) -> np.ndarray:
+    """Where a candidate is (3,), scanner mm."""
+    return np.array([row["x"], row["y"], row["z"]], dtype=float)
+
+
 def _is_red_nucleus(
     blob: Blob,
     row: Mapping[str, Any],
@@ -634,7 +639,7 @@ def _is_red_nucleus(
     config: LesionConfig,
 ) -> bool:
     """Whether a call is at the place of a red nucleus, and what is drawn opposite is its like."""
-    place = mirrored_mm(np.array([row["x"], row["y"], row["z"]], dtype=float), mni_affine)
+    place = mirrored_mm(_position_mm(row), mni_affine)
     if place is None:
         return False
     (point,) = world_to_voxel(affine, place[None])
@@ -658,10 +663,9 @@ def _is_edge_of_a_surer_one(
     """
     if row["lesion_class"] != MICROBLEED:
         return False
-    here = np.array([row["x"], row["y"], row["z"]], dtype=float)
     return any(
         other["lesion_class"] == MICROBLEED
-        and np.linalg.norm(here - np.array([other["x"], other["y"], other["z"]])) <= FARTHEST_MM
+        and np.linalg.norm(_position_mm(row) - _position_mm(other)) <= FARTHEST_MM
         and blob.seed_depth < NEIGHBOUR_DEPTH * drawn.seed_depth
         for drawn, other in zip(blobs, rows, strict=True)
     )
