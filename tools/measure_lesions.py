@@ -29,7 +29,8 @@ from scipy.spatial.distance import cdist
 
 from cmb_bids.candidates import find_candidates
 from cmb_bids.interfaces.classify import classify_candidates
-from cmb_bids.lesions import CALCIFICATION, MICROBLEED, equivalent_diameter, segment_lesions
+from cmb_bids.lesion_size import equivalent_diameter
+from cmb_bids.lesions import CALCIFICATION, MICROBLEED, segment_lesions
 from cmb_bids.moments import Phase, describe_phase, measure_moments
 from cmb_bids.phase import SwiResult, process_complex
 from cmb_bids.simulate import SimulatedScan, SubjectSpec, sample_subject, simulate_scan

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cmb_bids.anatomy import Place
+from cmb_bids.lesion_size import equivalent_diameter, greatest_extent
 from cmb_bids.lesions import (
     CALCIFICATION,
     DEFINITE,
@@ -20,8 +21,6 @@ from cmb_bids.lesions import (
     LesionConfig,
     decide_classes,
     decide_thresholds,
-    equivalent_diameter,
-    greatest_extent,
     segment_lesions,
     split_class,
 )
