@@ -18,18 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from cmb_bids.resnet import DOUBTFUL_LOG_ODDS, MIRRORED_AXES, lesion_log_odds
-from cmb_bids.training.contenders import CONTENDERS
+from cmb_bids.training.contenders import CONTENDERS, load_weights
+from cmb_bids.training.judging import Judged, apply, calibrated, judge
 from cmb_bids.training.scoring import detection_metrics
 from cmb_bids.training.shards import split_of
-from cmb_bids.training.steps import (
-    HELD_OUT,
-    Judged,
-    apply,
-    calibrated,
-    cases_of,
-    judge,
-    load_weights,
-)
+from cmb_bids.training.steps import HELD_OUT, cases_of
 
 LIMITS = (-np.inf, -4.0, -3.0, DOUBTFUL_LOG_ODDS, -1.0, 0.0, np.inf)
 

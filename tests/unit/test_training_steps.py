@@ -17,7 +17,7 @@ from toys import toy_case
 from cmb_bids.errors import BadData, UsageError
 from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import MicrobleedNet, ModelDescription, load_model, save_model
-from cmb_bids.training import accuracy, card, cli, comparison, failures, jobs, steps
+from cmb_bids.training import accuracy, card, cli, comparison, failures, jobs, judging, steps
 from cmb_bids.training.contenders import (
     CONTENDERS,
     REFERENCE,
@@ -274,8 +274,8 @@ def test_the_start_is_handed_to_the_workflow_and_said_on_the_card(tmp_path):
 
 
 def test_only_shipped_networks_look_at_mirror_images():
-    assert len(steps.looks(CONTENDERS["microbleed-one-channel"])) == 8
-    assert {len(steps.looks(CONTENDERS[name])) for name in ("swi", "residual-2018")} == {1}
+    assert len(judging.looks(CONTENDERS["microbleed-one-channel"])) == 8
+    assert {len(judging.looks(CONTENDERS[name])) for name in ("swi", "residual-2018")} == {1}
 
 
 def test_a_block_keeps_what_is_there_and_names_what_failed(tmp_path, monkeypatch):
@@ -320,9 +320,9 @@ def test_strengths_are_logarithms_and_may_be_absent():
     )
     assert strengths(found, "another") is None
     found.baselines.clear()
-    judged = [steps.Judged(toy_case(0), found, np.zeros((9, 3)))]
+    judged = [judging.Judged(toy_case(0), found, np.zeros((9, 3)))]
     with pytest.raises(BadData, match="FRST alone"):
-        steps.best_strength(CONTENDERS["frst"], judged)
+        judging.best_strength(CONTENDERS["frst"], judged)
 
 
 def test_a_step_is_given_what_it_takes_as_what_it_says():

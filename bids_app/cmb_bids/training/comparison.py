@@ -20,6 +20,7 @@ import pandas as pd
 
 from cmb_bids.evaluate.subsets import SIZE_EDGES_MM as APPARENT_SIZE_EDGES_MM
 from cmb_bids.training.contenders import CONTENDERS, REFERENCE
+from cmb_bids.training.judging import read_scores
 from cmb_bids.training.labels import CALCIFICATION, MICROBLEED
 from cmb_bids.training.scoring import (
     SIZE_EDGES_MM,
@@ -30,7 +31,7 @@ from cmb_bids.training.scoring import (
     matched,
 )
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.steps import cases_of, read_scores
+from cmb_bids.training.steps import cases_of
 from cmb_bids.volumes import read_json, write_json, write_table
 
 RESAMPLES = 1000

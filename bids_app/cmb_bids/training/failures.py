@@ -17,10 +17,11 @@ from cmb_bids.patches import PatchGeometry
 from cmb_bids.resnet import CLASSES
 from cmb_bids.training.contenders import CONTENDERS
 from cmb_bids.training.fit import MARGIN_VOXELS
+from cmb_bids.training.judging import read_scores
 from cmb_bids.training.labels import MICROBLEED
 from cmb_bids.training.scoring import ScoredCase, matched
 from cmb_bids.training.shards import case_path, load_case, split_of
-from cmb_bids.training.steps import cases_of, read_scores
+from cmb_bids.training.steps import cases_of
 from cmb_bids.volumes import write_json, written_whole
 
 MOST_SHOWN = 12  # of each kind

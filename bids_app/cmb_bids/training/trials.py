@@ -14,7 +14,8 @@ import torch
 from cmb_bids.resnet import MIRRORED_AXES, MicrobleedNet
 from cmb_bids.training.contenders import CONTENDERS, new_network
 from cmb_bids.training.fit import FitConfig, Patches, fit
-from cmb_bids.training.steps import calibrated, judge, load_training
+from cmb_bids.training.judging import calibrated, judge
+from cmb_bids.training.steps import load_training
 
 # Trained and calibrated as the shipped two-channel network is.
 LEARNER = CONTENDERS["microbleed-two-channel"]
