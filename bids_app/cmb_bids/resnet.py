@@ -168,6 +168,7 @@ class LoadedModel:
     network: MicrobleedNet
     path: Path | None
     sha256: str
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def description(self) -> ModelDescription:
@@ -225,6 +226,7 @@ def load_model(
         description = _description_from(metadata)
         network = MicrobleedNet(description)
         network.load_state_dict(state)
+        provenance = json.loads(metadata.get("provenance", "{}"))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadData(
             path, f"is not a network of cmb-bids ({error})", "Train it with cmb-lab train"
@@ -236,7 +238,7 @@ def load_model(
             "Give a network for the images there are",
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LoadedModel(network.eval(), path, digest)
+    return LoadedModel(network.eval(), path, digest, provenance)
 
 
 def _description_from(metadata: dict[str, str]) -> ModelDescription:

@@ -253,6 +253,38 @@ def test_a_shipped_network_goes_on_from_earlier_weights(folder, tmp_path):
     )
 
 
+def test_a_network_is_measured_again_without_training(folder, tmp_path):
+    summary, begun = folder / "cases.json", load_file(folder / f"{NAME}.safetensors")
+    then = json.loads((folder / f"{NAME}.json").read_text())
+    init = folder
+    for turn in ("once", "twice"):
+        out = tmp_path / turn
+        weights, scores = out / "weights" / f"{NAME}.safetensors", out / "scores.npz"
+        steps.train(NAME, summary, weights, steps=0, seed=2, init=str(init))
+        kept = load_file(weights)
+        assert all(torch.equal(kept[key], begun[key]) for key in begun)
+        steps.calibrate_and_score(NAME, summary, scores, weights)
+        again = out / f"{NAME}.json"
+        steps.finish_model(NAME, summary, weights, scores, again, "cmb-lab train --steps 0")
+        now = json.loads(again.read_text())
+        assert now["test"] == then["test"]
+        record = now["training"]
+        assert (record["command"], record["data"]) == ("cmb-lab train", then["data"])
+        assert record["steps"] == then["training"]["steps"]
+        sha256 = load_model(init / f"{NAME}.safetensors").sha256
+        assert record["measured_again"]["sha256"] == sha256
+        init = out
+    said = card.model_card(now, None)
+    assert "- Command: `cmb-lab train`\n" in said
+    assert "- Command: `cmb-lab train --steps 0`\n" in said
+    assert card.measured_by(record) == "cmb-lab train --steps 0"
+
+
+def test_no_steps_need_a_network_that_is_there(folder, tmp_path):
+    with pytest.raises(UsageError, match="no network to start from"):
+        steps.train(NAME, folder / "cases.json", tmp_path / "w.safetensors", steps=0, seed=2)
+
+
 def test_weights_of_another_layout_are_no_start(tmp_path):
     other = MicrobleedNet(ModelDescription(name="narrow"))
     save_model(other, tmp_path / "narrow.safetensors", {})

@@ -11,7 +11,7 @@ from typing import Any
 
 from cmb_bids.errors import CmbError
 from cmb_bids.patches import PatchGeometry
-from cmb_bids.training.card import METRIC_NAMES, compared, interval, shown, table
+from cmb_bids.training.card import METRIC_NAMES, compared, interval, measured_by, shown, table
 from cmb_bids.volumes import read_json, write_text
 
 # Liu et al. 2019, NeuroImage 198:271: their best model, on patients.
@@ -53,7 +53,7 @@ def page(
         "the method does on the simulator's idea of lesions and mimics. Written by "
         "`python -m cmb_bids.training.accuracy MODELS DOCS` from the metrics that lie beside the "
         "networks; the run that made those is the *Command* of the model card: "
-        f"`{metrics['training']['command']}`.",
+        f"`{measured_by(metrics['training'])}`.",
         "## Beside the paper",
         beside_the_paper(metrics),
         "## Inputs and older detectors",
@@ -69,7 +69,8 @@ def page(
 
 def beside_the_paper(metrics: Mapping[str, Any]) -> str:
     """The paper's figures and ours, and why they may not be compared."""
-    ours, split = metrics["test"]["definite"], metrics["data"]["split"]
+    ours = metrics["test"]["definite"]
+    split = {**metrics["data"]["split"], "train": metrics["training"]["cases"]}
     rows = [[METRIC_NAMES[name], shown(value), shown(ours[name])] for name, value in PAPER.items()]
     rows += [
         ["cases (training / validation / test)", "154 / 25 / 41", _slashed(split)],

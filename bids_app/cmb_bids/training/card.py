@@ -182,28 +182,50 @@ def _start(training: Mapping[str, Any]) -> str:
 
 def _made_from(metrics: Mapping[str, Any]) -> str:
     data, training, calibration = metrics["data"], metrics["training"], metrics["calibration"]
+    again = training.get("measured_again")
     counts = ", ".join(f"{n} {name}" for name, n in training["candidates"].items())
-    split = ", ".join(f"{n} {name}" for name, n in data["split"].items())
+    learned = _source(training["data"] if again else data)
+    lines = [
+        f"- Data: {learned}; training candidates: {counts}.",
+        f"- Training: seed {training['seed']}, {_start(training)}{training['steps']} steps of "
+        f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
+        f"{training['device']}; {training['transplanted']:.0%} of the microbleeds that can be "
+        "seen there put where a mimic is; veins drawn into "
+        f"{training['drawn_veins']:.0%} of the patches.",
+        f"- Code: version {metrics['model']['version']}, commit {training['commit']}.",
+        f"- Command: `{training['command']}`",
+    ]
+    if again:
+        lines += [
+            f"- Calibrated and measured again, weights unchanged ({again['sha256'][:8]}): "
+            f"{_source(data)}; commit {again['commit']}.",
+            f"- Command: `{again['command']}`",
+        ]
+    return "\n".join([*lines, _calibration(calibration)])
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    """Scans, and how they are split."""
     if "keys" in data:
         keys = ", ".join(f"`{key}`" for key in data["keys"])
-        source = f"{data['made']} simulated scans (seed {data['seed']}, code {keys})"
+        scans = f"{data['made']} simulated scans (seed {data['seed']}, code {keys})"
     else:
-        source = f"{data['made']} labelled scans, {data['description']}"
-    return "\n".join(
-        [
-            f"- Data: {source}, split by participant ({split}); training candidates: {counts}.",
-            f"- Training: seed {training['seed']}, {_start(training)}{training['steps']} steps of "
-            f"{training['batch_size']} patches, {training['minutes']:g} minutes on "
-            f"{training['device']}; {training['transplanted']:.0%} of the microbleeds that can be "
-            "seen there put where a mimic is; veins drawn into "
-            f"{training['drawn_veins']:.0%} of the patches.",
-            f"- Calibration on held-out cases: temperature {calibration['temperature']:.4g}, "
-            f"offsets {_numbers(calibration['bias'])}, weights of the candidate score "
-            f"{_numbers(calibration['score_weights'])}; {_usual_burden(calibration)}.",
-            f"- Code: version {metrics['model']['version']}, commit {training['commit']}.",
-            f"- Command: `{training['command']}`",
-        ]
+        scans = f"{data['made']} labelled scans, {data['description']}"
+    split = ", ".join(f"{n} {name}" for name, n in data["split"].items())
+    return f"{scans}, split by participant ({split})"
+
+
+def _calibration(calibration: Mapping[str, Any]) -> str:
+    return (
+        f"- Calibration on held-out cases: temperature {calibration['temperature']:.4g}, "
+        f"offsets {_numbers(calibration['bias'])}, weights of the candidate score "
+        f"{_numbers(calibration['score_weights'])}; {_usual_burden(calibration)}."
     )
+
+
+def measured_by(training: Mapping[str, Any]) -> str:
+    """The command behind a network's figures."""
+    return str(training.get("measured_again", training)["command"])
 
 
 def _usual_burden(calibration: Mapping[str, Any]) -> str:

@@ -71,7 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="only so many of the cases that train, and still all that calibrate and test",
     )
-    simulated.add_argument("--steps", type=int, help="of each shipped network (default: 2700)")
+    simulated.add_argument(
+        "--steps",
+        type=int,
+        help="of each shipped network (default: 2700); 0 calibrates and measures --init again",
+    )
     simulated.add_argument(
         "--comparison-steps", type=int, help="of each network that is compared (default: 900)"
     )

@@ -20,6 +20,7 @@ from cmb_bids.resnet import (
     CONTRAST_AND_PHASE,
     CONTRAST_ONLY,
     SHIPPED,
+    LoadedModel,
     MicrobleedNet,
     ModelDescription,
     load_model,
@@ -102,8 +103,8 @@ def new_network(contender: Contender, seed: int) -> Network:
     return MicrobleedNet(description)
 
 
-def started_from(contender: Contender, init: str) -> tuple[Network, dict[str, str]]:
-    """A shipped network that goes on from weights there are already, and what these are.
+def started_from(contender: Contender, init: str) -> tuple[Network, LoadedModel]:
+    """A shipped network that goes on from weights there are already, and these.
 
     Parameters
     ----------
@@ -127,7 +128,7 @@ def started_from(contender: Contender, init: str) -> tuple[Network, dict[str, st
             f"{before.path} has other layers than {contender.name} has now",
             "Leave --init out: the network is then trained from the beginning",
         ) from error
-    return network, {"name": before.description.name, "sha256": before.sha256}
+    return network, before
 
 
 def save_weights(network: Network, path: Path) -> None:

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmb_bids.errors import BadData
+from cmb_bids.errors import BadData, UsageError
 from cmb_bids.resnet import (
     AS_IT_IS,
     CLASSES,
+    LoadedModel,
     MicrobleedNet,
     predict_logits,
     save_model,
@@ -251,15 +252,25 @@ def train(
     weights : path
         Written, with a JSON on the training beside it.
     steps, seed, device, precision, threads
-        Of the training; other numbers of threads sum floats in another order.
+        Of the training; other numbers of threads sum floats in another order. No steps leave a
+        network that is there as it is, to be calibrated and measured again.
     init : str, optional
         Where a shipped network starts, as in `started_from`, at half of the learning rate; by
         default from random weights.
+
+    Raises
+    ------
+    UsageError
+        Neither steps nor a network to start from.
     """
     torch.set_num_threads(threads)
     contender = CONTENDERS[name]
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    if not steps:
+        take_as_it_is(contender, init, weights)
+        return
     config = FitConfig(seed=seed, steps=steps, device=device, precision=precision)
-    before: dict[str, str] | None = None
+    before: LoadedModel | None = None
     if init:
         begun, before = started_from(contender, init)
         peak = RESTARTED_LEARNING_RATE * config.peak_learning_rate
@@ -269,7 +280,6 @@ def train(
     if contender.kind == "magnitude":
         config = dataclasses.replace(config, phase_mask_power=0)
     chosen = training_cases(cases_of(summary), contender)
-    weights.parent.mkdir(parents=True, exist_ok=True)
     scratch = weights.with_name(f".{contender.name}.patches.npy")
     data = load_training(chosen, contender, scratch)
     counts = class_counts(data.labels)
@@ -305,12 +315,40 @@ def train(
         "cases": len(chosen),
         "candidates": counts,
         "parameters": sum(p.numel() for p in network.parameters()),
-        **({"initialised_from": before} if before else {}),
+        **({"initialised_from": identity(before)} if before else {}),
     }
     write_json(weights.with_suffix(".json"), record)
     checkpoint.unlink(missing_ok=True)
     description_of(checkpoint).unlink(missing_ok=True)
     scratch.unlink()
+
+
+def identity(model: LoadedModel) -> dict[str, str]:
+    """Which network this is."""
+    return {"name": model.description.name, "sha256": model.sha256}
+
+
+def take_as_it_is(contender: Contender, init: str, weights: Path) -> None:
+    """Put a network that is there where a trained one would be, with what is known of its training.
+
+    Raises
+    ------
+    UsageError
+        No network is named.
+    """
+    if not init:
+        raise UsageError(
+            "--steps", "0 steps and no network to start from", "Give --init too, or some steps"
+        )
+    network, before = started_from(contender, init)
+    save_weights(network, weights)
+    was = before.provenance
+    record = {
+        **was.get("training", {}),
+        "data": was.get("training", {}).get("data") or was.get("data", {}),
+        "measured_again": {**identity(before), "commit": commit()},
+    }
+    write_json(weights.with_suffix(".json"), record)
 
 
 def has_learnt(network: Network, patches: np.ndarray, labels: np.ndarray, seed: int) -> bool:
@@ -426,7 +464,8 @@ def finish_model(
     _, description = read_scores(scores, contender, [])
     calibration = calibration_from(description["calibration"])
     network.description = dataclasses.replace(network.description, calibration=calibration)
-    training["command"] = command
+    # What measures a network again is not what made it.
+    training.get("measured_again", training)["command"] = command
     measured = {}
     for split in HELD_OUT:
         cases, _ = read_scores(scores, contender, [p for p in paths if split_of(p) == split])
