@@ -32,9 +32,9 @@ from cmb_bids.training.shards import CandidateSet
 from cmb_bids.volumes import written_whole
 
 PHASE_ONLY = ("highpass",)
-# Of the shipped networks, which are trained long enough to use them. Those that are compared keep
-# the smaller ones of `ModelDescription`: all of them, and the network of 2018, are short of steps.
-SHIPPED_WIDTHS, SHIPPED_RESIDUAL_WIDTH = (8, 32, 32), 16
+# Of the network that is trained long enough to use them. The others keep the smaller ones of
+# `ModelDescription`: those that are compared are short of steps.
+WIDE, WIDE_RESIDUAL = (8, 32, 32), 16
 FAINTEST = 1e-6  # added to a strength before its logarithm is taken
 
 
@@ -56,6 +56,8 @@ class Contender:
     shipped : bool
         Trained at full length on all cases, calibrated with the candidate's score, written with
         its card. The others are compared on equal terms, without that score.
+    wide : bool
+        Whether its network has about twice the features.
     """
 
     name: str
@@ -64,13 +66,21 @@ class Contender:
     channels: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     shipped: bool = False
+    wide: bool = False
 
 
 SHIPPED_NETWORKS = (
     Contender(
-        SHIPPED[CONTRAST_AND_PHASE], "shipped, SWI + phase", "complex", CONTRAST_AND_PHASE, (), True
+        SHIPPED[CONTRAST_AND_PHASE],
+        "shipped, SWI + phase",
+        "complex",
+        CONTRAST_AND_PHASE,
+        shipped=True,
+        wide=True,
     ),
-    Contender(SHIPPED[CONTRAST_ONLY], "shipped, magnitude", "magnitude", CONTRAST_ONLY, (), True),
+    Contender(
+        SHIPPED[CONTRAST_ONLY], "shipped, magnitude", "magnitude", CONTRAST_ONLY, shipped=True
+    ),
 )
 REFERENCE = "swi-and-phase"
 COMPARED = (
@@ -96,10 +106,8 @@ def new_network(contender: Contender, seed: int) -> Network:
     if contender.name == "residual-2018":
         return ResidualNet2018()
     description = ModelDescription(contender.channels, name=contender.name, version=__version__)
-    if contender.shipped:
-        description = replace(
-            description, widths=SHIPPED_WIDTHS, residual_width=SHIPPED_RESIDUAL_WIDTH
-        )
+    if contender.wide:
+        description = replace(description, widths=WIDE, residual_width=WIDE_RESIDUAL)
     return MicrobleedNet(description)
 
 
