@@ -140,7 +140,8 @@ def what_fails(failures: Mapping[str, Any], picture: str) -> str:
         f"{failures['cases']} simulated test cases: **{counts['missed']} missed** microbleeds, of "
         f"which {counts['missed_without_a_candidate']} have no candidate and "
         f"{counts['missed_under_2_mm']} a core under 2 mm{_by(counts['missed_by_protocol'])}; "
-        f"**{counts['false_alarms']} false alarms**{_by(counts['false_alarms_by_truth'])}"
+        f"**{counts['false_alarms']} false {'alarm' if counts['false_alarms'] == 1 else 'alarms'}**"
+        f"{_by(counts['false_alarms_by_truth'])}"
         f"{_by(counts['false_alarms_by_protocol'])}.",
         "",
         f"![Misses and false alarms on simulated test cases]({picture})",
