@@ -37,6 +37,7 @@ CALCIFICATION_PROBABILITY = 0.5
 # there is the first one's bloom, or iron around it.
 NEIGHBOUR_PROBABILITY = 0.95
 NEIGHBOUR_DEPTH = 0.75  # and it is at least this share as dark as the surer one
+FARTHEST_CENTROID_MM = 3.0  # from the candidate; beyond, the candidate says where the lesion is
 DEFINITE = "definite"
 POSSIBLE = "possible"
 
@@ -73,9 +74,6 @@ class LesionConfig(DrawingConfig):
     possible_probability: float | None = None
     minimum_diameter_mm: float = 2.0
     maximum_diameter_mm: float = 10.0
-
-
-FARTHEST_CENTROID_MM = 3.0  # from the candidate; beyond, the candidate says where the lesion is
 
 
 def decide_thresholds(
@@ -273,7 +271,7 @@ def _draw_lesions(
     ``found`` has the surest first. The rows and blobs returned keep that order.
     """
     calls: list[tuple[dict[str, Any], Blob]] = []
-    own: list[bool] = []
+    kept: list[tuple[dict[str, Any], Blob]] = []
     points = world_to_voxel(affine, found[["x", "y", "z"]].to_numpy(dtype=float))
     for row, point in zip(found.to_dict("records"), points, strict=True):
         image = images[row["lesion_class"]]
@@ -284,9 +282,9 @@ def _draw_lesions(
             _belongs_to_a_surer_one(row, blob, calls)
             or is_red_nucleus(blob, _position_mm(row), image, brain, affine, mni_affine, config)
         )
-        own.append(is_own)
         calls.append((row, blob))
-    kept = [call for call, is_own in zip(calls, own, strict=True) if is_own]
+        if is_own:
+            kept.append((row, blob))
     return [row for row, _ in kept], [blob for _, blob in kept]
 
 

@@ -342,10 +342,10 @@ def take_as_it_is(contender: Contender, init: str, weights: Path) -> None:
         )
     network, before = started_from(contender, init)
     save_weights(network, weights)
-    was = before.provenance
+    # What was measured again before keeps the data of its training.
     record = {
-        **was.get("training", {}),
-        "data": was.get("training", {}).get("data") or was.get("data", {}),
+        "data": before.provenance.get("data", {}),
+        **before.provenance.get("training", {}),
         "measured_again": {**identity(before), "commit": commit()},
     }
     write_json(weights.with_suffix(".json"), record)
