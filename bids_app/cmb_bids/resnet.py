@@ -175,6 +175,11 @@ class LoadedModel:
         """Channels, patch geometry, calibration, name and version."""
         return self.network.description
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Which network this is: its name and the digest of its file."""
+        return {"name": self.description.name, "sha256": self.sha256}
+
 
 def shipped_path(channels: tuple[str, ...]) -> Path:
     """The weights that come with the package for these channels."""

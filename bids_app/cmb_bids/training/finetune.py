@@ -225,7 +225,7 @@ def _metrics(
             "commit": commit(),
             "candidates": class_counts(labels),
             "simulated_cases_mixed_in": args.shards is not None,
-            "initialised_from": {"name": start.description.name, "sha256": start.sha256},
+            "initialised_from": start.identity,
             "command": f"{command} --seed {config.seed} --epochs {config.epochs:g}",
         },
         "calibration": dataclasses.asdict(calibration),

@@ -315,17 +315,12 @@ def train(
         "cases": len(chosen),
         "candidates": counts,
         "parameters": sum(p.numel() for p in network.parameters()),
-        **({"initialised_from": identity(before)} if before else {}),
+        **({"initialised_from": before.identity} if before else {}),
     }
     write_json(weights.with_suffix(".json"), record)
     checkpoint.unlink(missing_ok=True)
     description_of(checkpoint).unlink(missing_ok=True)
     scratch.unlink()
-
-
-def identity(model: LoadedModel) -> dict[str, str]:
-    """Which network this is."""
-    return {"name": model.description.name, "sha256": model.sha256}
 
 
 def take_as_it_is(contender: Contender, init: str, weights: Path) -> None:
@@ -346,7 +341,7 @@ def take_as_it_is(contender: Contender, init: str, weights: Path) -> None:
     record = {
         "data": before.provenance.get("data", {}),
         **before.provenance.get("training", {}),
-        "measured_again": {**identity(before), "commit": commit()},
+        "measured_again": {**before.identity, "commit": commit()},
     }
     write_json(weights.with_suffix(".json"), record)
 
