@@ -285,6 +285,17 @@ def test_no_steps_need_a_network_that_is_there(folder, tmp_path):
         steps.train(NAME, folder / "cases.json", tmp_path / "w.safetensors", steps=0, seed=2)
 
 
+def test_a_network_that_does_not_say_how_it_was_trained_is_not_measured_again(folder, tmp_path):
+    known = load_model(folder / f"{NAME}.safetensors")
+    for provenance in ({}, {"training": {"seed": 1, "steps": 3}}):  # the second as if tuned
+        save_model(known.network, tmp_path / "tuned.safetensors", provenance)
+        init = str(tmp_path / "tuned.safetensors")
+        weights = tmp_path / "w.safetensors"
+        with pytest.raises(UsageError, match=r"tuned\.safetensors does not say .*batch_size"):
+            steps.train(NAME, folder / "cases.json", weights, steps=0, seed=2, init=init)
+        assert not weights.exists()
+
+
 def test_weights_of_another_layout_are_no_start(tmp_path):
     other = MicrobleedNet(ModelDescription(name="narrow"))
     save_model(other, tmp_path / "narrow.safetensors", {})

@@ -86,6 +86,8 @@ RESTARTED_LEARNING_RATE = 0.5  # of the usual peak, where a network goes on from
 STARTS = 3  # of a network that learns nothing
 SAMPLE = 600  # patches it is asked about
 BETTER_THAN_GUESSING = 0.1
+# What card and page say of the training of a network that is only measured again.
+KNOWN_OF_A_TRAINING = ("seed", "steps", "batch_size", "minutes", "commit", "cases", "parameters")
 
 
 # ------------------------------------------------------------------------------- cases
@@ -329,18 +331,26 @@ def take_as_it_is(contender: Contender, init: str, weights: Path) -> None:
     Raises
     ------
     UsageError
-        No network is named.
+        No network is named, or it does not say how it was trained.
     """
     if not init:
         raise UsageError(
             "--steps", "0 steps and no network to start from", "Give --init too, or some steps"
         )
     network, before = started_from(contender, init)
+    training = before.provenance.get("training", {})
+    unknown = [name for name in KNOWN_OF_A_TRAINING if name not in training]
+    if unknown:
+        raise UsageError(
+            "--init",
+            f"{before.path} does not say how it was trained ({', '.join(unknown)}), as its card must",
+            "Give a network that cmb-lab train wrote and that was not tuned on labelled scans",
+        )
     save_weights(network, weights)
     # What was measured again before keeps the data of its training.
     record = {
         "data": before.provenance.get("data", {}),
-        **before.provenance.get("training", {}),
+        **training,
         "measured_again": {**before.identity, "commit": commit()},
     }
     write_json(weights.with_suffix(".json"), record)
