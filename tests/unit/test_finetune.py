@@ -230,46 +230,13 @@ def test_transfer_compares_before_and_after_on_the_protocol_left_out(tmp_path, c
     assert transfer.main([*words[:3], "9.4T"]) == 65
 
 
-def test_ablation_judges_what_varied_training_cases_buy(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trials, "FitConfig", partial(FitConfig, batch_size=8))
-    monkeypatch.setattr(ablation, "FEWEST_CASES", 2)
-    for index in range(22):
-        save_case(toy_case(index), tmp_path / f"case-{index:05d}.npz")
-    words = ["--shards", str(tmp_path), "--families", "filter", "--steps", "2"]
-    assert ablation.main([*words, "--output", str(tmp_path / "r.json")]) == 0
-    (result,) = json.loads((tmp_path / "r.json").read_text())["families"]
-    varied = int(result["varied"].split()[0])
-    assert 0 < varied < result["training_cases"]
-    assert result["varied"] == f"{varied} of {result['training_cases']} cases"
-    assert result["cases_judged"] >= 2
-    assert result["microbleeds"] == 3 * result["cases_judged"]
-    assert "high-pass filter" in capsys.readouterr().out
-    monkeypatch.setattr(ablation, "FEWEST_CASES", 99)
-    assert ablation.main(words) == 65
-
-
-def test_ablation_judges_what_varied_patches_buy(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trials, "FitConfig", partial(FitConfig, batch_size=8))
-    monkeypatch.setattr(ablation, "FEWEST_CASES", 2)
-    learned = []
-
-    def learn(train, validation, config, mirrors):
-        learned.append((config.transplanted, config.drawn_veins))
-        return trials.learn(train, validation, config, mirrors)
-
-    monkeypatch.setattr(ablation, "learn", learn)
-    for index in range(22):
-        save_case(toy_case(index), tmp_path / f"case-{index:05d}.npz")
-    words = ["--shards", str(tmp_path), "--steps", "1", "--output", str(tmp_path / "r.json")]
-    families = ["--families", "drawn-veins", "transplants"]
-    assert ablation.main([*words, *families]) == 0
-    veins, transplants = json.loads((tmp_path / "r.json").read_text())["families"]
-    assert learned == [(0.25, 0), (0.25, 0.3), (0, 0.3)]  # the one with both serves twice
-    assert veins["after"] == transplants["after"]
-    assert veins["cases_judged"] + veins["training_cases"] == 16  # of 22, those that train
-    assert "30% of patches" in capsys.readouterr().out
-    monkeypatch.setattr(ablation, "FEWEST_CASES", 99)
-    assert ablation.main([*words, *families]) == 65
+def test_ablation_reads_scans_and_labels_of_other_simulators(study):
+    pair = (study / "results", study / "labels")
+    cases = ablation.scans_outside([pair, pair])
+    assert len(cases) == 10
+    (first, *_) = cases
+    assert [first.candidates[tune.KIND].labels.tolist(), len(first.truth)] == [[0, 0, 0, 1, 2], 4]
+    assert ablation.scans_outside([]) == []
 
 
 def test_growth_judges_more_and_more_training_cases(tmp_path, capsys, monkeypatch):

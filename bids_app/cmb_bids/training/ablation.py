@@ -1,11 +1,12 @@
 """What does each family of the randomisation buy? ``python -m`` this module.
 
-For each family of the simulated cases a network is trained on cases in which the family hardly
-varies, another on as many cases drawn regardless, in which it does. Both are judged on the same
-cases, seen by neither, in which the family varies. What the varied training gains there is what
-the family buys. For each way in which patches are varied during training, one network is trained
-without it and one with it, on the same cases, and both are judged on others. Everything is
-simulated.
+A network is trained on simulated cases drawn regardless; for each family of what varies between
+cases another is trained on as many cases in which that family hardly varies. For each way in which
+patches are varied during training one is trained without it, on the first network's cases. All are
+judged on cases that none has seen, in which the family varies, and on scans of other simulators.
+What the first network is better by is what the family buys. Some more networks like the first, each
+with other cases and other starting weights, say how far two trainings differ by chance. Everything
+is simulated.
 """
 
 from __future__ import annotations
@@ -13,88 +14,32 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cmb_bids.errors import BadData, CmbError
-from cmb_bids.resnet import AS_IT_IS, MicrobleedNet
-from cmb_bids.simulate import PROTOCOLS
-from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
+from cmb_bids.evaluate.cohort import read_cohort
+from cmb_bids.resnet import AS_IT_IS, CONTRAST_AND_PHASE, load_model
+from cmb_bids.training.card import interval, shown, table
 from cmb_bids.training.comparison import before_and_after
+from cmb_bids.training.families import FAMILIES, cases_in_which_it_varies
+from cmb_bids.training.finetune import read_cases
 from cmb_bids.training.fit import FitConfig
-from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.trials import add_arguments, begin, learn
+from cmb_bids.training.scoring import ScoredCase, detection_metrics
+from cmb_bids.training.shards import Case, load_case, split_of
+from cmb_bids.training.trials import NARROW_LEARNER, add_arguments, begin, learn
 from cmb_bids.training.tune import KIND, judged_before
 from cmb_bids.volumes import write_json
 
 log = logging.getLogger(__name__)
 
-Recipe = Mapping[str, Any]
-DEFAULT_HALF_HEIGHT = 0.0625  # per mm, of the pipeline's high-pass filter
-FEWEST_CASES = 8
-SHARE_JUDGED = 0.4  # of the cases in which a family varies; the others may be trained on
-
-
-def _filter_varies(recipe: Recipe) -> bool:
-    factor = recipe["homodyne_half_height_per_mm"] / DEFAULT_HALF_HEIGHT
-    return recipe["highpass"] != "homodyne" or abs(math.log(factor)) > 0.25
-
-
-def _grid_varies(recipe: Recipe) -> bool:
-    usual = np.array(PROTOCOLS[recipe["protocol"]].voxel_mm)
-    change = np.abs(np.log(np.array(recipe["voxel_mm"]) / usual)).max()
-    return bool(change > 0.2) or max(recipe["zero_filling"]) > 1
-
-
-def _mask_varies(recipe: Recipe) -> bool:
-    return abs(recipe["mask_shift_mm"]) > 1.0 or recipe["mask_wobble_mm"] > 1.5
-
-
-def _signal_varies(recipe: Recipe) -> bool:
-    usual = PROTOCOLS[recipe["protocol"]]
-    change = abs(math.log(recipe["echo_times_s"][-1] / usual.echo_times_s[-1]))
-    return change > 0.15
-
-
-def _noise_varies(recipe: Recipe) -> bool:
-    low, high = PROTOCOLS[recipe["protocol"]].signal_to_noise
-    return not low <= recipe["signal_to_noise"] <= high
-
-
-def _tilt_varies(recipe: Recipe) -> bool:
-    return recipe["obliquity_deg"] > 10.0
-
-
-def _veins_are_short(recipe: Recipe) -> bool:
-    return recipe["short_veins"] > 20
-
-
-def _slab_ends_short(recipe: Recipe) -> bool:
-    return max(recipe["uncovered"]) > 0.03
-
-
-def _field_differs(recipe: Recipe) -> bool:
-    return recipe["protocol"] == "1.5T"
-
-
-# What a family of the cases is, and in which of them it varies.
-FAMILIES: dict[str, tuple[str, Callable[[Recipe], bool]]] = {
-    "filter": ("high-pass filter of the phase and its width", _filter_varies),
-    "grid": ("voxel size, slice thickness, interpolation", _grid_varies),
-    "mask": ("errors of the brain mask", _mask_varies),
-    "echo": ("echo time", _signal_varies),
-    "noise": ("signal to noise beyond the protocol's range", _noise_varies),
-    "tilt": ("slices tilted against the field by more than 10 degrees", _tilt_varies),
-    "veins": ("pieces of veins, short and coiled", _veins_are_short),
-    "slab": ("slabs that end short of the brain", _slab_ends_short),
-    "field": ("field strength: 1.5T beside 3T and 7T", _field_differs),
-}
+FEWEST_JUDGED = 8
+JUDGED_OF_FIVE = (0, 2)  # of every five training cases: never trained on here
 # What varies in patches during training: what it is, and the field of `FitConfig` with its share.
 PATCH_FAMILIES = {
     "transplants": ("microbleeds put where a mimic is", "transplanted"),
@@ -102,168 +47,248 @@ PATCH_FAMILIES = {
 }
 
 
-def ablate(
-    paths: Sequence[Path], family: str, config: FitConfig, most_cases: int, most_judged: int
-) -> dict[str, Any]:
-    """Train without and with a family, judge both where it varies.
+@dataclass(frozen=True)
+class Judgement:
+    """What one trained network says: held-out cases by file, and other scans.
+
+    ``threshold``: where F1 is highest on the validation cases.
+    """
+
+    threshold: float
+    at_home: dict[Path, ScoredCase]
+    outside: list[ScoredCase]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all networks have in common: how they are trained, and on what they are judged.
+
+    Attributes
+    ----------
+    learned : list of path
+        Cases to train on.
+    judged : list of path
+        Cases to judge on.
+    validation : list of path
+    outside : list of Case
+        Labelled scans of other simulators.
+    config : FitConfig
+    cases : int
+        That each network is trained on.
+    """
+
+    learned: list[Path]
+    judged: list[Path]
+    validation: list[Path]
+    outside: list[Case]
+    config: FitConfig
+    cases: int
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], outside: list[Case], config: FitConfig, cases: int) -> Bench:
+        """The training cases divided into such to learn from and such to judge on.
+
+        Raises
+        ------
+        BadData
+            There are too few.
+        """
+        train = [path for path in paths if split_of(path) == "train"]
+        judged = [path for i, path in enumerate(train) if i % 5 in JUDGED_OF_FIVE]
+        learned = [path for i, path in enumerate(train) if i % 5 not in JUDGED_OF_FIVE]
+        validation = [path for path in paths if split_of(path) == "validation"]
+        if len(learned) < cases or len(judged) < FEWEST_JUDGED or not validation:
+            raise BadData("--shards", f"{len(train)} training cases are too few", "Simulate more")
+        return cls(learned, judged, validation, outside, config, cases)
+
+    def drawn(self, paths: Sequence[Path], seed: int) -> list[Path]:
+        """As many of these as each network is trained on."""
+        order = np.random.default_rng(seed).permutation(len(paths))
+        return [paths[i] for i in np.sort(order[: self.cases])]
+
+    def judgement(self, paths: Sequence[Path], config: FitConfig) -> Judgement:
+        """Train on these cases, judge on all that is judged."""
+        network = learn(paths, self.validation, config, AS_IT_IS, NARROW_LEARNER)[0]
+        at_home = {
+            path: judged_before(network, [load_case(path, (KIND,))], AS_IT_IS)[0]
+            for path in self.judged
+        }
+        outside = judged_before(network, self.outside, AS_IT_IS)
+        return Judgement(network.description.calibration.possible, at_home, outside)
+
+
+def ablate(bench: Bench, name: str, regardless: Judgement, cases_seed: int) -> dict[str, Any]:
+    """Train without a family, and compare.
 
     Parameters
     ----------
-    paths : sequence of path
-        Simulated cases.
-    family : str
-        Of `FAMILIES`.
-    config : FitConfig
-        The same for both.
-    most_cases : int
-        Cases to train on, at most.
-    most_judged : int
-        Cases to judge both on, at most.
+    bench : Bench
+    name : str
+        Of `FAMILIES` or `PATCH_FAMILIES`.
+    regardless : Judgement
+        Of the network that was trained on cases drawn regardless.
+    cases_seed : int
+        That the cases were simulated with.
 
     Raises
     ------
     BadData
         There are too few cases with or without the family.
     """
-    said, varies = FAMILIES[family]
-    train = [path for path in paths if split_of(path) == "train"]
-    validation = [path for path in paths if split_of(path) == "validation"]
-    family_varies = {path: varies(load_case(path, ()).recipe) for path in train}
-    varied = [path for path in train if family_varies[path]]
-    plain = [path for path in train if not family_varies[path]]
-    judged = varied[: min(round(SHARE_JUDGED * len(varied)), most_judged)]
-    cases = min(len(plain), len(train) - len(judged), most_cases)
-    if min(cases, len(judged), len(varied) - len(judged)) < FEWEST_CASES or not validation:
-        raise BadData(
-            "--shards",
-            f"{len(varied)} cases in which {said} varies and {len(plain)} in which not are too few",
-            "Simulate more",
-        )
-    # As many as the plain ones that are trained on, drawn from all that are not judged.
-    rng = np.random.default_rng(config.seed)
-    others = [*plain, *varied[len(judged) :]]
-    mixed = [others[i] for i in np.sort(rng.permutation(len(others))[:cases])]
-    networks = [_learned(tuple(part), tuple(validation), config) for part in (plain[:cases], mixed)]
+    if name in PATCH_FAMILIES:
+        said, share = PATCH_FAMILIES[name]
+        none: dict[str, Any] = {share: 0.0}
+        judged, config = bench.judged, dataclasses.replace(bench.config, **none)
+        chosen = bench.drawn(bench.learned, bench.config.seed)
+        varied = f"{getattr(bench.config, share):.0%} of patches"
+    else:
+        family = FAMILIES[name]
+        said, config = family.what, bench.config
+        judged = cases_in_which_it_varies(bench.judged, family, cases_seed)
+        varying = set(cases_in_which_it_varies(bench.learned, family, cases_seed))
+        plain = [path for path in bench.learned if path not in varying]
+        if len(plain) < bench.cases or len(judged) < FEWEST_JUDGED:
+            raise BadData(
+                "--shards",
+                f"{len(plain)} cases to train on in which '{said}' hardly varies and {len(judged)} "
+                "to judge on in which it does are too few",
+                "Simulate more, or ask for fewer with --cases",
+            )
+        chosen = bench.drawn(plain, bench.config.seed)
+        among = len(varying.intersection(bench.drawn(bench.learned, bench.config.seed)))
+        varied = f"{among} of {bench.cases} cases"
+    without = bench.judgement(chosen, config)
     return {
-        "family": family,
+        "family": name,
         "what": said,
-        "training_cases": cases,
-        "varied": f"{sum(family_varies[path] for path in mixed)} of {cases} cases",
-        **_judged(networks, judged, config),
+        "varied": varied,
+        "simulated": True,
+        "at_home": _compared(without, regardless, lambda one: [one.at_home[p] for p in judged]),
+        "outside": _compared(without, regardless, lambda one: one.outside),
     }
 
 
-def ablate_patches(
-    paths: Sequence[Path], family: str, config: FitConfig, most_cases: int, most_judged: int
-) -> dict[str, Any]:
-    """Train without and with a way of varying patches, judge both on other training cases.
+def _compared(
+    without: Judgement, regardless: Judgement, cases_of: Callable[[Judgement], list[ScoredCase]]
+) -> dict[str, Any] | None:
+    """Metrics of both networks on the same cases; None where there are none."""
+    before, after = cases_of(without), cases_of(regardless)
+    if not before:
+        return None
+    return {
+        "cases_judged": len(before),
+        "microbleeds": sum(len(case.microbleeds) for case in before),
+        **before_and_after(before, after, [without.threshold, regardless.threshold]),
+    }
 
-    Parameters
-    ----------
-    paths, config, most_cases, most_judged
-        As `ablate`.
-    family : str
-        Of `PATCH_FAMILIES`.
+
+def by_chance(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """F1 of networks that differ by the draw of their cases and their starting weights alone."""
+    return [
+        {
+            "at_home": detection_metrics(list(one.at_home.values()), one.threshold)["f1"],
+            "outside": detection_metrics(one.outside, one.threshold)["f1"] if one.outside else None,
+        }
+        for one in judgements
+    ]
+
+
+def scans_outside(pairs: Iterable[Sequence[Path]]) -> list[Case]:
+    """Labelled scans with phase of each pair of results and labels.
 
     Raises
     ------
-    BadData
-        There are too few cases.
+    InputMissing, NothingMatched, BadData
+        As fine-tuning on them would.
     """
-    said, share = PATCH_FAMILIES[family]
-    train = [path for path in paths if split_of(path) == "train"]
-    validation = tuple(path for path in paths if split_of(path) == "validation")
-    judged = train[: min(round(SHARE_JUDGED * len(train)), most_judged)]
-    learned = tuple(train[len(judged) :][:most_cases])
-    if min(len(learned), len(judged)) < FEWEST_CASES or not validation:
-        raise BadData("--shards", f"{len(train)} training cases are too few", "Simulate more")
-    none: dict[str, Any] = {share: 0.0}
-    without = dataclasses.replace(config, **none)
-    networks = [_learned(learned, validation, c) for c in (without, config)]
-    return {
-        "family": family,
-        "what": said,
-        "training_cases": len(learned),
-        "varied": f"{getattr(config, share):.0%} of patches",
-        **_judged(networks, judged, config),
-    }
-
-
-@lru_cache(maxsize=2)
-def _learned(
-    train: tuple[Path, ...], validation: tuple[Path, ...], config: FitConfig
-) -> MicrobleedNet:
-    """A trained network; one that several families are compared with is trained once."""
-    return learn(train, validation, config, AS_IT_IS)[0]
-
-
-def _judged(
-    networks: Sequence[MicrobleedNet], paths: Sequence[Path], config: FitConfig
-) -> dict[str, Any]:
-    """What two networks, the one without a family first, do on cases that neither saw."""
-    held_out = [load_case(path, (KIND,)) for path in paths]
-    before, after = (judged_before(network, held_out, AS_IT_IS) for network in networks)
-    thresholds = [network.description.calibration.definite for network in networks]
-    return {
-        "simulated": True,
-        "training_steps": config.steps,
-        "seed": config.seed,
-        "cases_judged": len(held_out),
-        "microbleeds": sum(len(case.microbleeds) for case in before),
-        **before_and_after(before, after, thresholds),
-    }
+    model = load_model("shipped", CONTRAST_AND_PHASE)
+    cases: list[Case] = []
+    for results, labels in pairs:
+        cases += read_cases(results, read_cohort(results, labels), model)[0]
+    return cases
 
 
 def described(results: Sequence[Mapping[str, Any]]) -> str:
     """The results as a table (Markdown), a row per family."""
-    shown_metrics = ("sensitivity", "precision", "f1")
     rows = []
     for result in results:
-        difference = result["difference"]["f1"]
-        rows.append(
-            [
-                result["what"],
-                result["varied"],
-                f"{result['cases_judged']} ({result['microbleeds']})",
-                *(
-                    f"{shown(result['before'][m]['value'])} / {shown(result['after'][m]['value'])}"
-                    for m in shown_metrics
-                ),
-                interval({**difference, "value": difference["difference"]}),
-                shown(difference["p"]),
-            ]
-        )
-    header = ["family, simulated", "varied in training", "cases judged (microbleeds)"]
-    header += [f"{METRIC_NAMES[name]}, without / with" for name in shown_metrics]
-    return table([*header, "gain in F1", "p"], rows)
+        rows.append([result["what"], result["varied"]])
+        for where in ("at_home", "outside"):
+            rows[-1] += _described_part(result[where])
+    header = ["family, simulated", "varied in training"]
+    for where in ("at home", "outside"):
+        header += [f"judged {where} (microbleeds)", "F1, without / with", "gain", "p"]
+    return table(header, rows)
+
+
+def _described_part(part: Mapping[str, Any] | None) -> list[str]:
+    if part is None:
+        return ["-"] * 4
+    gain = part["difference"]["f1"]
+    return [
+        f"{part['cases_judged']} ({part['microbleeds']})",
+        " / ".join(shown(part[when]["f1"]["value"]) for when in ("before", "after")),
+        interval({**gain, "value": gain["difference"]}),
+        shown(gain["p"]),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m cmb_bids.training.ablation --shards DIRECTORY``."""
+    options = _options(arguments)
+    config = begin(options)
+    paths = sorted(options.shards.glob("case-*.npz"))
+    try:
+        bench = Bench.of(paths, scans_outside(options.outside), config, options.cases)
+        alike = []
+        for i in range(options.repeats):
+            one = dataclasses.replace(config, seed=config.seed + i)
+            alike.append(bench.judgement(bench.drawn(bench.learned, one.seed), one))
+        written: dict[str, Any] = {
+            "simulated": True,
+            "training_steps": config.steps,
+            "training_cases": options.cases,
+            "seed": config.seed,
+            "f1_by_chance": by_chance(alike),
+            "families": [],
+        }
+        print("F1 of networks that differ by chance alone:", written["f1_by_chance"], flush=True)
+        for family in options.families:
+            written["families"].append(ablate(bench, family, alike[0], options.cases_seed))
+            print(described(written["families"][-1:]), flush=True)
+            if options.output is not None:
+                write_json(options.output, written)
+    except CmbError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(described(written["families"]))
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cmb_bids.training.ablation", description=__doc__)
     names = [*FAMILIES, *PATCH_FAMILIES]
     parser.add_argument("--shards", type=Path, required=True, help="simulated cases")
+    parser.add_argument(
+        "--cases-seed", type=int, default=500, help="they were simulated with (default: 500)"
+    )
+    parser.add_argument(
+        "--outside",
+        type=Path,
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("RESULTS", "LABELS"),
+        help="scans of another simulator, processed, and their labels, to judge on too; repeatable",
+    )
     parser.add_argument("--families", nargs="+", choices=names, default=names)
     parser.add_argument("--steps", type=int, default=500, help="of each training (default: 500)")
-    parser.add_argument("--most-cases", type=int, default=60, help="to train on (default: 60)")
-    parser.add_argument("--most-judged", type=int, default=40, help="cases (default: 40)")
+    parser.add_argument("--cases", type=int, default=60, help="to train on each (default: 60)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="trainings on cases drawn regardless (default: 3)"
+    )
     add_arguments(parser)
-    options = parser.parse_args(arguments)
-    config = begin(options)
-    paths = sorted(options.shards.glob("case-*.npz"))
-    results = []
-    for family in options.families:
-        how = ablate if family in FAMILIES else ablate_patches
-        try:
-            results.append(how(paths, family, config, options.most_cases, options.most_judged))
-        except CmbError as error:
-            print(error, file=sys.stderr)
-            return error.exit_code
-        print(described(results[-1:]), flush=True)
-        if options.output is not None:
-            write_json(options.output, {"simulated": True, "families": results})
-    print(described(results))
-    return 0
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

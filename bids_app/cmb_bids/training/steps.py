@@ -343,7 +343,7 @@ def take_as_it_is(contender: Contender, init: str, weights: Path) -> None:
     if unknown:
         raise UsageError(
             "--init",
-            f"{before.path} does not say how it was trained ({', '.join(unknown)}), as its card must",
+            f"{before.path} does not say how it was trained ({', '.join(unknown)})",
             "Give a network that cmb-lab train wrote and that was not tuned on labelled scans",
         )
     save_weights(network, weights)

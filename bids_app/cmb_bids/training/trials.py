@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from cmb_bids.resnet import MIRRORED_AXES, MicrobleedNet
-from cmb_bids.training.contenders import CONTENDERS, new_network
+from cmb_bids.training.contenders import CONTENDERS, Contender, new_network
 from cmb_bids.training.fit import FitConfig, Patches, fit
 from cmb_bids.training.judging import calibrated, judge
 from cmb_bids.training.steps import load_training
 
 # Trained and calibrated as the shipped two-channel network is.
 LEARNER = CONTENDERS["microbleed-two-channel"]
+NARROW_LEARNER = dataclasses.replace(LEARNER, wide=False)  # for many short trainings
 MOST_KEPT = 6000  # patches to mix in while tuning
 
 
@@ -27,6 +28,7 @@ def learn(
     validation: Sequence[Path],
     config: FitConfig,
     mirrors: Sequence[tuple[int, ...]] = MIRRORED_AXES,
+    learner: Contender = LEARNER,
 ) -> tuple[MicrobleedNet, Patches]:
     """A network trained on some cases, calibrated on others, and some of what it learned from.
 
@@ -37,11 +39,13 @@ def learn(
     config : FitConfig
     mirrors : sequence of tuple
         Of `cmb_bids.resnet.predict_logits`, for the calibration: those it will be judged with.
+    learner : Contender, optional
+        What is trained: its network, and what that learns from.
     """
-    data = load_training(train, LEARNER)
-    network, _ = fit(new_network(LEARNER, config.seed), data, config)
+    data = load_training(train, learner)
+    network, _ = fit(new_network(learner, config.seed), data, config)
     assert isinstance(network, MicrobleedNet)
-    calibration, _ = calibrated(LEARNER, judge(LEARNER, network, validation, mirrors))
+    calibration, _ = calibrated(learner, judge(learner, network, validation, mirrors))
     network.description = dataclasses.replace(network.description, calibration=calibration)
     rng = np.random.default_rng(config.seed)
     some = np.sort(rng.permutation(len(data.labels))[:MOST_KEPT])
