@@ -1,12 +1,11 @@
 """What does each family of the randomisation buy? ``python -m`` this module.
 
-A network is trained on simulated cases drawn regardless; for each family of what varies between
-cases another is trained on as many cases in which that family hardly varies. For each way in which
-patches are varied during training one is trained without it, on the first network's cases. All are
-judged on cases that none has seen, in which the family varies, and on scans of other simulators.
-What the first network is better by is what the family buys. Some more networks like the first, each
-with other cases and other starting weights, say how far two trainings differ by chance. Everything
-is simulated.
+Some networks are trained on simulated cases drawn regardless, each on others and from other
+starting weights; for each family of what varies between cases one is trained on as many cases in
+which that family hardly varies. For each way in which patches are varied during training one is trained
+without it. All are judged on cases that none has seen, in which the family varies, and on scans of
+other simulators. What the networks trained regardless are better by on average is what the family
+buys; how far they differ from each other is chance. Everything is simulated.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from cmb_bids.errors import BadData, CmbError
 from cmb_bids.evaluate.cohort import read_cohort
 from cmb_bids.resnet import AS_IT_IS, CONTRAST_AND_PHASE, load_model
 from cmb_bids.training.card import interval, shown, table
-from cmb_bids.training.comparison import before_and_after
+from cmb_bids.training.comparison import counts_of, metrics_of, paired, with_intervals
 from cmb_bids.training.families import FAMILIES, cases_in_which_it_varies
 from cmb_bids.training.finetune import read_cases
 from cmb_bids.training.fit import FitConfig
-from cmb_bids.training.scoring import ScoredCase, detection_metrics
+from cmb_bids.training.scoring import ScoredCase
 from cmb_bids.training.shards import Case, load_case, split_of
 from cmb_bids.training.trials import NARROW_LEARNER, add_arguments, begin, learn
 from cmb_bids.training.tune import KIND, judged_before
@@ -39,7 +38,7 @@ from cmb_bids.volumes import write_json
 log = logging.getLogger(__name__)
 
 FEWEST_JUDGED = 8
-JUDGED_OF_FIVE = (0, 2)  # of every five training cases: never trained on here
+JUDGED_EVERY = 4  # training case: never trained on here
 # What varies in patches during training: what it is, and the field of `FitConfig` with its share.
 PATCH_FAMILIES = {
     "transplants": ("microbleeds put where a mimic is", "transplanted"),
@@ -94,8 +93,8 @@ class Bench:
             There are too few.
         """
         train = [path for path in paths if split_of(path) == "train"]
-        judged = [path for i, path in enumerate(train) if i % 5 in JUDGED_OF_FIVE]
-        learned = [path for i, path in enumerate(train) if i % 5 not in JUDGED_OF_FIVE]
+        judged = [path for i, path in enumerate(train) if not i % JUDGED_EVERY]
+        learned = [path for i, path in enumerate(train) if i % JUDGED_EVERY]
         validation = [path for path in paths if split_of(path) == "validation"]
         if len(learned) < cases or len(judged) < FEWEST_JUDGED or not validation:
             raise BadData("--shards", f"{len(train)} training cases are too few", "Simulate more")
@@ -117,7 +116,9 @@ class Bench:
         return Judgement(network.description.calibration.possible, at_home, outside)
 
 
-def ablate(bench: Bench, name: str, regardless: Judgement, cases_seed: int) -> dict[str, Any]:
+def ablate(
+    bench: Bench, name: str, regardless: Sequence[Judgement], cases_seed: int
+) -> dict[str, Any]:
     """Train without a family, and compare.
 
     Parameters
@@ -125,8 +126,8 @@ def ablate(bench: Bench, name: str, regardless: Judgement, cases_seed: int) -> d
     bench : Bench
     name : str
         Of `FAMILIES` or `PATCH_FAMILIES`.
-    regardless : Judgement
-        Of the network that was trained on cases drawn regardless.
+    regardless : sequence of Judgement
+        Of the networks that were trained on cases drawn regardless.
     cases_seed : int
         That the cases were simulated with.
 
@@ -169,28 +170,30 @@ def ablate(bench: Bench, name: str, regardless: Judgement, cases_seed: int) -> d
 
 
 def _compared(
-    without: Judgement, regardless: Judgement, cases_of: Callable[[Judgement], list[ScoredCase]]
+    without: Judgement,
+    regardless: Sequence[Judgement],
+    cases_of: Callable[[Judgement], list[ScoredCase]],
 ) -> dict[str, Any] | None:
-    """Metrics of both networks on the same cases; None where there are none."""
-    before, after = cases_of(without), cases_of(regardless)
-    if not before:
+    """Metrics on the same cases, of several networks those of their mean counts; None if none."""
+    cases = cases_of(without)
+    if not cases:
         return None
+
+    def counts(one: Judgement) -> np.ndarray:
+        return np.array([counts_of(case, one.threshold) for case in cases_of(one)])
+
+    each = [counts(one) for one in regardless]
+    mean = np.mean(each, axis=0)
     return {
-        "cases_judged": len(before),
-        "microbleeds": sum(len(case.microbleeds) for case in before),
-        **before_and_after(before, after, [without.threshold, regardless.threshold]),
+        "cases_judged": len(cases),
+        "microbleeds": sum(len(case.microbleeds) for case in cases),
+        "without": with_intervals(counts(without)),
+        "regardless": with_intervals(mean),
+        "f1_of_each_regardless": [
+            round(float(metrics_of(one.sum(axis=0))["f1"]), 4) for one in each
+        ],
+        "gain": paired(mean, counts(without)),
     }
-
-
-def by_chance(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """F1 of networks that differ by the draw of their cases and their starting weights alone."""
-    return [
-        {
-            "at_home": detection_metrics(list(one.at_home.values()), one.threshold)["f1"],
-            "outside": detection_metrics(one.outside, one.threshold)["f1"] if one.outside else None,
-        }
-        for one in judgements
-    ]
 
 
 def scans_outside(pairs: Iterable[Sequence[Path]]) -> list[Case]:
@@ -217,17 +220,19 @@ def described(results: Sequence[Mapping[str, Any]]) -> str:
             rows[-1] += _described_part(result[where])
     header = ["family, simulated", "varied in training"]
     for where in ("at home", "outside"):
-        header += [f"judged {where} (microbleeds)", "F1, without / with", "gain", "p"]
+        header += [f"judged {where} (microbleeds)", "F1 without", "F1 regardless", "gain", "p"]
     return table(header, rows)
 
 
 def _described_part(part: Mapping[str, Any] | None) -> list[str]:
     if part is None:
-        return ["-"] * 4
-    gain = part["difference"]["f1"]
+        return ["-"] * 5
+    gain, each = part["gain"]["f1"], part["f1_of_each_regardless"]
+    regardless = shown(part["regardless"]["f1"]["value"])
     return [
         f"{part['cases_judged']} ({part['microbleeds']})",
-        " / ".join(shown(part[when]["f1"]["value"]) for when in ("before", "after")),
+        shown(part["without"]["f1"]["value"]),
+        f"{regardless} ({shown(min(each))}-{shown(max(each))})",
         interval({**gain, "value": gain["difference"]}),
         shown(gain["p"]),
     ]
@@ -249,12 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "training_steps": config.steps,
             "training_cases": options.cases,
             "seed": config.seed,
-            "f1_by_chance": by_chance(alike),
             "families": [],
         }
-        print("F1 of networks that differ by chance alone:", written["f1_by_chance"], flush=True)
         for family in options.families:
-            written["families"].append(ablate(bench, family, alike[0], options.cases_seed))
+            written["families"].append(ablate(bench, family, alike, options.cases_seed))
             print(described(written["families"][-1:]), flush=True)
             if options.output is not None:
                 write_json(options.output, written)

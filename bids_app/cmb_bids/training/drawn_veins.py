@@ -8,6 +8,9 @@ stay what they are) and beside lesions (so that a vein nearby never speaks again
 
 They are seen in slices as thick as those of the patch: a dot in two slices of 3 mm may be a lesion,
 in four of 1.5 mm it is a vein.
+
+Some are broken: a vein near the limit of what is resolved is seen here and there along its way, as
+dots in a row. Each of the dots looks like a lesion, only the row tells; it runs in any direction.
 """
 
 from __future__ import annotations
@@ -46,6 +49,10 @@ LENGTH_MM = (1.0, 16.0)  # of either part, up and down
 TAPER_MM = (0.3, 3.0)  # over which its ends get narrow
 # Shorter veins could be lesions: this many mm, times their width, and times the slices.
 LEAST_LENGTH_MM, LEAST_LENGTH_WIDTHS, LEAST_LENGTH_SLICES = 4.5, 4.0, 3.0
+BROKEN = 0.4  # of the veins that are drawn
+BEAD_MM, GAP_MM = (0.5, 3.0), (0.8, 3.0)  # along a broken vein: what is seen, and what is not
+IN_A_GAP = 0.1  # of a broken vein's radius
+LEAST_BROKEN_MM = 10.0  # shorter, it may show no second bead
 OFF_CENTRE_MM = 0.7  # standard deviation of what a candidate is off the vein it lies on
 PIXEL_MM = (0.5, 1.0)  # that a vein is averaged over, in the plane
 HIGHPASS_MM = 3.0  # Gaussian, in the plane: half height at 0.0625 per mm
@@ -75,19 +82,50 @@ def _half(direction: np.ndarray, length: float, rng: np.random.Generator) -> np.
 def draw_path(
     rng: np.random.Generator, radius_mm: float, slice_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A vein through the origin: its points (n, 3) mm and radii (n,) mm, narrow at its ends."""
+    """A vein through the origin: its points (n, 3) mm and radii (n,) mm, narrow at its ends.
+
+    A broken one has next to no radius in its gaps, and some at the origin.
+    """
+    broken = rng.random() < BROKEN
     up, down = np.exp(rng.uniform(np.log(LENGTH_MM[0]), np.log(LENGTH_MM[1]), 2))
     least = max(
-        LEAST_LENGTH_MM, LEAST_LENGTH_WIDTHS * 2 * radius_mm, LEAST_LENGTH_SLICES * slice_mm
+        LEAST_BROKEN_MM if broken else LEAST_LENGTH_MM,
+        LEAST_LENGTH_WIDTHS * 2 * radius_mm,
+        LEAST_LENGTH_SLICES * slice_mm,
     )
     longer = max(1.0, least / (up + down))
-    direction = _direction(rng)
+    direction = _any_direction(rng) if broken else _direction(rng)
     above = _half(direction, up * longer, rng)
     below = _half(-direction, down * longer, rng)
     points = np.concatenate([below[:0:-1], above])
     along = STEP_MM * np.arange(len(points))
     to_end = np.minimum(along, along[-1] - along)
-    return points, radius_mm * np.clip((to_end + STEP_MM) / rng.uniform(*TAPER_MM), 0.1, 1)
+    radii = radius_mm * np.clip((to_end + STEP_MM) / rng.uniform(*TAPER_MM), 0.1, 1)
+    if broken:
+        radii = np.where(_in_gaps(rng, along - along[len(below) - 1]), IN_A_GAP * radius_mm, radii)
+    return points, radii
+
+
+def _any_direction(rng: np.random.Generator) -> np.ndarray:
+    direction = rng.standard_normal(3)
+    return direction / np.linalg.norm(direction)
+
+
+def _in_gaps(rng: np.random.Generator, along: np.ndarray) -> np.ndarray:
+    """Whether places (n,) mm along a broken vein lie in gaps; 0 is on the middle of a bead."""
+    bead = _drawn_length(rng, BEAD_MM)
+    gaps = np.zeros(len(along), dtype=bool)
+    for side in (-1, 1):
+        end = bead / 2
+        while end < np.abs(along).max():
+            begin, end = end, end + _drawn_length(rng, GAP_MM)
+            gaps |= (side * along > begin) & (side * along < end)
+            end += _drawn_length(rng, BEAD_MM)
+    return gaps
+
+
+def _drawn_length(rng: np.random.Generator, between: tuple[float, float]) -> float:
+    return float(np.exp(rng.uniform(*np.log(between))))
 
 
 def draw_vein(
