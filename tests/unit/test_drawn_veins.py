@@ -37,6 +37,7 @@ def straight(monkeypatch):
         "LENGTH_MM": (25.0, 25.0),
         "OFF_CENTRE_MM": 0.0,
         "HIGHPASS_MM": 40.0,
+        "BROKEN": 0.0,
     }.items():
         monkeypatch.setattr(drawn_veins, name, value)
 
@@ -68,6 +69,35 @@ def test_a_vein_runs_through_the_origin_and_is_longer_than_a_lesion(seed):
     assert lengths.sum() >= max(4.5, 8 * radius, 3 * slice_mm) - STEP_MM
     assert radii.max() == pytest.approx(radius)
     assert radii[[0, -1]].max() <= radius
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_broken_vein_is_dots_in_a_row_with_one_at_the_origin(seed, monkeypatch):
+    monkeypatch.setattr(drawn_veins, "BROKEN", 1.0)
+    radius = 0.5
+    points, radii = draw_path(np.random.default_rng(seed), radius, 1.0)
+    assert STEP_MM * (len(points) - 1) >= drawn_veins.LEAST_BROKEN_MM - STEP_MM
+    in_gap = radii == drawn_veins.IN_A_GAP * radius
+    assert not in_gap[np.linalg.norm(points, axis=1).argmin()]
+    beads = np.diff(np.flatnonzero(np.diff(np.r_[True, in_gap, True].astype(int))))[::2] * STEP_MM
+    assert len(beads) >= 2
+    assert beads.max() <= drawn_veins.BEAD_MM[1] + 2 * STEP_MM
+    assert radii[~in_gap].max() <= radius
+
+
+def test_a_broken_vein_is_seen_in_its_beads_and_not_in_its_gaps(monkeypatch):
+    straight = {"BROKEN": 1.0, "BEND_PER_MM": 0.0, "LENGTH_MM": (25.0, 25.0), "OFF_CENTRE_MM": 0}
+    even = {"BEAD_MM": (3.0, 3.0), "GAP_MM": (3.0, 3.0), "RADIUS_MM": (0.6, 0.6 + 1e-9)}
+    for name, value in (straight | even).items():
+        monkeypatch.setattr(drawn_veins, name, value)
+    monkeypatch.setattr(drawn_veins, "_any_direction", lambda rng: np.array([1.0, 0, 0]))
+    loss, _ = draw_vein(GEOMETRY, np.random.default_rng(0), 1.0)
+    along = loss[:, MIDDLE[1] - 1 : MIDDLE[1] + 1, MIDDLE[2] - 1 : MIDDLE[2] + 1].min(axis=(1, 2))
+    millimetres = (np.arange(len(along)) - (len(along) - 1) / 2) * GEOMETRY.spacing_mm[0]
+    beads = [along[np.abs(millimetres - at).argmin()] for at in (-6, 0, 6)]
+    gaps = [along[np.abs(millimetres - at).argmin()] for at in (-9, -3, 3, 9)]
+    assert max(beads) < 0.8
+    assert min(gaps) > 0.9
 
 
 @pytest.mark.parametrize("slice_mm", [0.5, 0.8, 1.0, 2.0, 3.1, 6.0])

@@ -2,10 +2,10 @@
 
 Some networks are trained on simulated cases drawn regardless, each on others and from other
 starting weights; for each family of what varies between cases one is trained on as many cases in
-which that family hardly varies. For each way in which patches are varied during training one is trained
-without it. All are judged on cases that none has seen, in which the family varies, and on scans of
-other simulators. What the networks trained regardless are better by on average is what the family
-buys; how far they differ from each other is chance. Everything is simulated.
+which that family hardly varies. For each way in which patches are varied during training one is
+trained without it. All are judged on cases that none has seen, in which the family varies, and on
+scans of other simulators. What the networks trained regardless are better by on average is what
+the family buys; how far they differ from each other is chance. Everything is simulated.
 """
 
 from __future__ import annotations
