@@ -55,8 +55,9 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     "certainty": {
         "Description": "How sure the network is of the kind of lesion.",
         "Levels": {
-            "definite": "At or above the definite threshold of the model or configuration",
-            "possible": "Below it, at or above the possible threshold",
+            "definite": "At or above the definite threshold of the model or configuration; "
+            "under the smallest diameter that counts, well above it",
+            "possible": "Below that, at or above the possible threshold",
         },
     },
     "counted": {

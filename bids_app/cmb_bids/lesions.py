@@ -37,6 +37,9 @@ CALCIFICATION_PROBABILITY = 0.5
 # there is the first one's bloom, or iron around it.
 NEIGHBOUR_PROBABILITY = 0.95
 NEIGHBOUR_DEPTH = 0.75  # and it is at least this share as dark as the surer one
+# A microbleed drawn smaller than one is by definition is definite where at most this share of the
+# doubt that definite allows is left: veins that are barely resolved are rows of such dots.
+SMALL_DOUBT = 0.25
 FARTHEST_CENTROID_MM = 3.0  # from the candidate; beyond, the candidate says where the lesion is
 DEFINITE = "definite"
 POSSIBLE = "possible"
@@ -220,6 +223,8 @@ def segment_lesions(
     # `found` is sorted, so the first member of a group is its most probable one.
     table = pd.DataFrame([rows[group[0]] for group in groups])
     table = _complete(table, measure_labels(labels, len(groups), affine))
+    doubtful = _is_small_and_doubtful(table, definite, config)
+    table.loc[doubtful, "certainty"] = POSSIBLE
     points = table[["x", "y", "z"]].to_numpy(dtype=float)
     table[MNI_COLUMNS] = to_mni(points, mni_affine).round(2)
     if regions is None:
@@ -322,6 +327,18 @@ def _is_counted(table: pd.DataFrame, config: LesionConfig) -> np.ndarray:
     """
     large_enough = table["extent_mm"] >= config.minimum_diameter_mm
     return (large_enough & (table["diameter_mm"] <= config.maximum_diameter_mm)).to_numpy()
+
+
+def _is_small_and_doubtful(table: pd.DataFrame, definite: float, config: LesionConfig) -> pd.Series:
+    """Whether microbleeds are too small for how sure they are.
+
+    Here the volume decides and not the extent: what is one voxel wide is as likely a bead of a
+    vein however long the voxel is.
+    """
+    small = table["diameter_mm"] < config.minimum_diameter_mm
+    doubt = 1 - table["probability"].astype(float)
+    unsure = doubt > SMALL_DOUBT * (1 - definite)
+    return (table["lesion_class"] == MICROBLEED) & small & unsure
 
 
 def _complete(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:

@@ -156,6 +156,40 @@ def test_no_lesion_is_counted_without_a_trusted_brain_mask():
     assert not table["counted"].any()
 
 
+@pytest.mark.parametrize(
+    ("diameter", "probability", "certainty"),
+    [
+        (1.4, 0.9, POSSIBLE),  # definite begins at .6: .9 is just what is asked of a dot
+        (1.4, 0.88, POSSIBLE),
+        (1.4, 0.92, DEFINITE),
+        (4.0, 0.7, DEFINITE),
+        (4.0, 0.5, POSSIBLE),
+    ],
+)
+def test_a_dot_under_2_mm_is_definite_only_where_little_doubt_is_left(
+    diameter, probability, certainty
+):
+    image, points = draw(np.diag([0.7, 0.7, 0.7, 1.0]), [((0, 0, 0), diameter)], field_mm=20.0)
+    thresholds = {"model_thresholds": {DEFINITE: 0.6, POSSIBLE: 0.3}}
+    listing = {"microbleed": probability - 1e-4, "radius_mm": diameter / 2}
+    table, _ = segment(image, np.diag([0.7, 0.7, 0.7, 1.0]), points, **listing, **thresholds)
+    assert (table["diameter_mm"][0] < 2) == (diameter < 2)
+    assert table["certainty"].tolist() == [certainty]
+    config = LesionConfig(minimum_diameter_mm=0.0)
+    table, _ = segment(
+        image, np.diag([0.7, 0.7, 0.7, 1.0]), points, config=config, **listing, **thresholds
+    )
+    assert table["certainty"].tolist() == [DEFINITE if probability > 0.6 else POSSIBLE]
+
+
+def test_a_small_calcification_stays_definite():
+    affine = np.diag([0.7, 0.7, 0.7, 1.0])
+    image, points = draw(affine, [((0, 0, 0), 1.4)], field_mm=20.0)
+    table, _ = segment(image, affine, points, microbleed=0.1, calcification=0.7, radius_mm=0.7)
+    assert table["diameter_mm"][0] < 2
+    assert table[["lesion_class", "certainty"]].iloc[0].tolist() == [CALCIFICATION, DEFINITE]
+
+
 def test_what_lies_beside_a_surer_detection_is_not_counted_again():
     """The halo of a lesion and a fold it touches were once called beside it (simulated scans)."""
     image, points = draw(ISOTROPIC, [((0, 0, 0), 2.5), ((0, 0, 2.8), 1.5), ((9, 0, 0), 3)])
