@@ -16,7 +16,7 @@ from cmb_bids.training.shards import load_case
 
 DEFAULT_HALF_HEIGHT = 0.0625  # per mm, of the pipeline's high-pass filter
 DEFAULT_POWER = 4  # of the phase mask in SWI
-WAYS_FROM_USUAL = 0.15  # least change of the logarithm that is felt
+LEAST_CHANGE = 0.15  # of the logarithm of a quantity that varies
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Family:
     varies: Callable[[SubjectSpec, Recipe], bool]
 
 
-def _apart(value: float, usual: float, least: float = WAYS_FROM_USUAL) -> bool:
+def _apart(value: float, usual: float, least: float = LEAST_CHANGE) -> bool:
     """Whether two positive numbers differ by more than this in their logarithms."""
     return abs(math.log(value / usual)) > least
 
@@ -96,9 +96,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "blunt-veins": Family("veins that end bluntly", lambda s, r: s.vein_thinning < 0.5),
     "short-veins": Family("pieces of veins, short and coiled", lambda s, r: s.short_veins > 20),
-    "lesions": Family(
-        "size of the lesions", lambda s, r: _apart(s.microbleed_diameter_mm, 2.3, WAYS_FROM_USUAL)
-    ),
+    "lesions": Family("size of the lesions", lambda s, r: _apart(s.microbleed_diameter_mm, 2.3)),
     "faint-lesions": Family("small lesions fainter than physics has them", _coarse),
     "calcifications": Family("many calcifications", lambda s, r: s.mimic_load > 5.5),
     "iron": Family("iron of the deep nuclei", lambda s, r: s.iron > 1.1),
