@@ -336,8 +336,7 @@ def _is_small_and_doubtful(table: pd.DataFrame, definite: float, config: LesionC
     vein however long the voxel is.
     """
     small = table["diameter_mm"] < config.minimum_diameter_mm
-    doubt = 1 - table["probability"].astype(float)
-    unsure = doubt > SMALL_DOUBT * (1 - definite)
+    unsure = 1 - table["probability"] > SMALL_DOUBT * (1 - definite)
     return (table["lesion_class"] == MICROBLEED) & small & unsure
 
 

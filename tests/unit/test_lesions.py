@@ -27,6 +27,7 @@ from cmb_bids.lesions import (
 
 ISOTROPIC = np.diag([1.0, 1.0, 1.0, 1.0])
 FINE = np.diag([0.5, 0.5, 2.0, 1.0])
+VERY_FINE = np.diag([0.7, 0.7, 0.7, 1.0])
 UK_BIOBANK = np.diag([0.8, 0.8, 3.0, 1.0])
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(x=0.4, y=-0.2, z=0.1) @ np.diag([-0.7, 0.7, 1.5]), [12.0, -30.0, 40.0]
@@ -169,23 +170,20 @@ def test_no_lesion_is_counted_without_a_trusted_brain_mask():
 def test_a_dot_under_2_mm_is_definite_only_where_little_doubt_is_left(
     diameter, probability, certainty
 ):
-    image, points = draw(np.diag([0.7, 0.7, 0.7, 1.0]), [((0, 0, 0), diameter)], field_mm=20.0)
+    image, points = draw(VERY_FINE, [((0, 0, 0), diameter)], field_mm=20.0)
     thresholds = {"model_thresholds": {DEFINITE: 0.6, POSSIBLE: 0.3}}
     listing = {"microbleed": probability - 1e-4, "radius_mm": diameter / 2}
-    table, _ = segment(image, np.diag([0.7, 0.7, 0.7, 1.0]), points, **listing, **thresholds)
+    table, _ = segment(image, VERY_FINE, points, **listing, **thresholds)
     assert (table["diameter_mm"][0] < 2) == (diameter < 2)
     assert table["certainty"].tolist() == [certainty]
     config = LesionConfig(minimum_diameter_mm=0.0)
-    table, _ = segment(
-        image, np.diag([0.7, 0.7, 0.7, 1.0]), points, config=config, **listing, **thresholds
-    )
+    table, _ = segment(image, VERY_FINE, points, config=config, **listing, **thresholds)
     assert table["certainty"].tolist() == [DEFINITE if probability > 0.6 else POSSIBLE]
 
 
 def test_a_small_calcification_stays_definite():
-    affine = np.diag([0.7, 0.7, 0.7, 1.0])
-    image, points = draw(affine, [((0, 0, 0), 1.4)], field_mm=20.0)
-    table, _ = segment(image, affine, points, microbleed=0.1, calcification=0.7, radius_mm=0.7)
+    image, points = draw(VERY_FINE, [((0, 0, 0), 1.4)], field_mm=20.0)
+    table, _ = segment(image, VERY_FINE, points, microbleed=0.1, calcification=0.7, radius_mm=0.7)
     assert table["diameter_mm"][0] < 2
     assert table[["lesion_class", "certainty"]].iloc[0].tolist() == [CALCIFICATION, DEFINITE]
 

@@ -136,11 +136,12 @@ def ablate(
     BadData
         There are too few cases with or without the family.
     """
+    usual = bench.drawn(bench.learned, bench.config.seed)  # what the first of them learned from
     if name in PATCH_FAMILIES:
         said, share = PATCH_FAMILIES[name]
         none: dict[str, Any] = {share: 0.0}
         judged, config = bench.judged, dataclasses.replace(bench.config, **none)
-        chosen = bench.drawn(bench.learned, bench.config.seed)
+        chosen = usual
         varied = f"{getattr(bench.config, share):.0%} of patches"
     else:
         family = FAMILIES[name]
@@ -156,8 +157,7 @@ def ablate(
                 "Simulate more, or ask for fewer with --cases",
             )
         chosen = bench.drawn(plain, bench.config.seed)
-        among = len(varying.intersection(bench.drawn(bench.learned, bench.config.seed)))
-        varied = f"{among} of {bench.cases} cases"
+        varied = f"{len(varying.intersection(usual))} of {bench.cases} cases"
     without = bench.judgement(chosen, config)
     return {
         "family": name,

@@ -87,7 +87,7 @@ def draw_path(
     A broken one has next to no radius in its gaps, and some at the origin.
     """
     broken = rng.random() < BROKEN
-    up, down = np.exp(rng.uniform(np.log(LENGTH_MM[0]), np.log(LENGTH_MM[1]), 2))
+    up, down = _drawn_length(rng, LENGTH_MM), _drawn_length(rng, LENGTH_MM)
     least = max(
         LEAST_BROKEN_MM if broken else LEAST_LENGTH_MM,
         LEAST_LENGTH_WIDTHS * 2 * radius_mm,
@@ -125,6 +125,7 @@ def _in_gaps(rng: np.random.Generator, along: np.ndarray) -> np.ndarray:
 
 
 def _drawn_length(rng: np.random.Generator, between: tuple[float, float]) -> float:
+    """As often from one to two as from two to four."""
     return float(np.exp(rng.uniform(*np.log(between))))
 
 
@@ -153,9 +154,7 @@ def draw_vein(
     spacing = tuple(size / FINER for size in geometry.spacing_mm)
     shape = tuple(FINER * n for n in geometry.shape)
     pixel = rng.uniform(*PIXEL_MM)
-    points, radii = draw_path(
-        rng, np.exp(rng.uniform(np.log(RADIUS_MM[0]), np.log(RADIUS_MM[1]))), slice_mm
-    )
+    points, radii = draw_path(rng, _drawn_length(rng, RADIUS_MM), slice_mm)
     centre = np.array([(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)])
     points = points + centre + rng.normal(0, OFF_CENTRE_MM, 3) * (1, 1, 0)
     tree = VesselTree.join([(points, radii)])

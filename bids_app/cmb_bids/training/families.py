@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from cmb_bids.errors import UsageError
+from cmb_bids.highpass import HALF_HEIGHT_PER_MM
 from cmb_bids.simulate import PROTOCOLS, SubjectSpec
+from cmb_bids.swi import SwiConfig
 from cmb_bids.training.recipes import COARSE_OVERSAMPLING, Recipe, draw_recipe
 from cmb_bids.training.shards import load_case
 
-DEFAULT_HALF_HEIGHT = 0.0625  # per mm, of the pipeline's high-pass filter
-DEFAULT_POWER = 4  # of the phase mask in SWI
 LEAST_CHANGE = 0.15  # of the logarithm of a quantity that varies
 
 
@@ -59,7 +60,7 @@ def _contrast(spec: SubjectSpec, recipe: Recipe) -> bool:
 
 
 def _filter(spec: SubjectSpec, recipe: Recipe) -> bool:
-    wide = _apart(recipe.homodyne_half_height_per_mm, DEFAULT_HALF_HEIGHT, 0.25)
+    wide = _apart(recipe.homodyne_half_height_per_mm, HALF_HEIGHT_PER_MM, 0.25)
     return recipe.highpass != "homodyne" or wide
 
 
@@ -85,7 +86,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "motion": Family("motion and flow ghosts", lambda s, r: s.motion_mm > 0 or s.ghost > 0),
     "filter": Family("high-pass filter of the phase and its width", _filter),
-    "swi": Family("power of the phase mask in SWI", lambda s, r: r.swi_power != DEFAULT_POWER),
+    "swi": Family("power of the phase mask in SWI", lambda s, r: r.swi_power != SwiConfig().power),
     "mask": Family(
         "errors of the brain mask",
         lambda s, r: abs(r.mask_shift_mm) > 1.0 or r.mask_wobble_mm > 1.5,
@@ -115,6 +116,7 @@ def _turned(spec: SubjectSpec) -> float:
     return max(abs(angle) for angle in spec.head_rotation_deg)
 
 
+@cache  # every family asks every case
 def drawn_again(path: Path, seed: int) -> tuple[SubjectSpec, Recipe]:
     """Who is scanned in a training case and how, all of it: a case's file holds only a part.
 

@@ -87,7 +87,10 @@ STARTS = 3  # of a network that learns nothing
 SAMPLE = 600  # patches it is asked about
 BETTER_THAN_GUESSING = 0.1
 # What card and page say of the training of a network that is only measured again.
-KNOWN_OF_A_TRAINING = ("seed", "steps", "batch_size", "minutes", "commit", "cases", "parameters")
+KNOWN_OF_A_TRAINING = (
+    *("seed", "steps", "batch_size", "transplanted", "drawn_veins", "minutes", "device", "commit"),
+    *("cases", "candidates", "parameters"),
+)
 
 
 # ------------------------------------------------------------------------------- cases
