@@ -75,7 +75,7 @@ def is_simulated(folders: Iterable[Path]) -> bool:
         if path.is_file():
             generators = read_json(path).get("GeneratedBy") or []
             names = [str(g.get("Name", "")) for g in generators if isinstance(g, dict)]
-            if any("simulate" in name or "implant" in name for name in names):
+            if any("simulat" in name or "implant" in name for name in names):
                 return True
     return False
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from cmb_bids.errors import CmbError
 from cmb_bids.patches import PatchGeometry
+from cmb_bids.training import outside
 from cmb_bids.training.card import METRIC_NAMES, compared, interval, measured_by, shown, table
 from cmb_bids.volumes import read_json, write_text
 
@@ -26,7 +27,8 @@ def write_page(models: Path, output: Path, picture: str = "failures.png") -> Non
     Parameters
     ----------
     models : path
-        Directory with ``NAME.json``, ``comparison.json`` and ``failures.json``.
+        Directory with ``NAME.json``, ``comparison.json`` and ``failures.json``; with
+        ``outside.json`` the page tells of other simulators' scans too.
     output : path
         Markdown.
     picture : str, optional
@@ -37,7 +39,11 @@ def write_page(models: Path, output: Path, picture: str = "failures.png") -> Non
         read_json(models / "failures.json"),
     )
     metrics = read_json(models / f"{failures['model']}.json")
-    write_text(output, page(metrics, comparison, failures, picture))
+    elsewhere = models / outside.FILE_NAME
+    content = page(metrics, comparison, failures, picture)
+    if elsewhere.is_file():
+        content += "\n" + "\n\n".join(outside.section(read_json(elsewhere))) + "\n"
+    write_text(output, content)
 
 
 def page(
@@ -163,8 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cmb_bids.training.accuracy", description=__doc__)
     parser.add_argument("models", type=Path, help="what cmb-lab train wrote")
     parser.add_argument("docs", type=Path, help="gets accuracy.md and images/failures.png")
+    parser.add_argument(
+        "--outside", type=Path, metavar="EVALUATION",
+        help="what cmb-lab evaluate wrote of a cohort of other simulators; kept in MODELS",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
+        if options.outside:
+            outside.store(options.outside, options.models, FIRST)
         write_page(options.models, options.docs / "accuracy.md", "images/failures.png")
         (options.docs / "images").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(options.models / "failures.png", options.docs / "images" / "failures.png")
