@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 TOOLS = Path(__file__).resolve().parent
-SIMULATORS = ("second", "analytic", "random_walk")
+SIMULATORS = ("second", "analytic", "random_walk", "whole_head")
 TRUTH = Path("derivatives", "truth")
 DATASET = {
     "Name": "Cohort of independent simulators",
