@@ -45,8 +45,8 @@ def collect(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``command`` that drew the cohort, ``commit`` of the network's training, scans without a
-        result, and ``by``: subset, group, metric to ``value``, ``low`` and ``high``.
+        ``command`` that drew the cohort, ``commit`` that has the network, scans without a result,
+        and ``by``: subset, group, metric to ``value``, ``low`` and ``high``.
 
     Raises
     ------
@@ -74,10 +74,15 @@ def collect(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
             group[row["metric"]] = values
     return {
         "command": command,
-        "commit": metrics["training"]["commit"],
+        "commit": _shipped_in(metrics["training"]),
         "without_result": int(scans["status"].isin(NO_RESULT).sum()),
         "by": by,
     }
+
+
+def _shipped_in(training: Mapping[str, Any]) -> str:
+    """The commit whose network it is: that of its training does not have its weights yet."""
+    return str(training.get("measured_again", training)["commit"])
 
 
 def _number(value: Any) -> float | None:
