@@ -122,7 +122,7 @@ def build(cohort: Path, simulators: list[str], participants: int, seed: int, wor
         pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
         for path in sorted((cohort / ".rows").glob("*.tsv"))
     ]
-    table = pd.concat(rows, ignore_index=True).fillna("n/a")
+    table = pd.concat(rows, ignore_index=True).fillna("n/a").replace({"group": {"TBI": "tbi"}})
     table.to_csv(cohort / "participants.tsv", sep="\t", index=False)
 
 
