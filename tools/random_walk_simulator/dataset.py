@@ -106,7 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     _write_json(truth / "dataset_description.json", TRUTH)
     readme = "Simulated gradient-echo scans, no human data: see docs/random_walk_simulator.md\n"
     (output / "README").write_text(readme, encoding="utf-8")
-    labels = [f"{i + 1:02d}" for i in range(options.participants)]
+    width = max(2, len(str(options.participants)))
+    labels = [f"{i + 1:0{width}d}" for i in range(options.participants)]
     wanted = {label.removeprefix("sub-") for label in options.only or labels}
     rows = []
     for number, label in enumerate(labels):
