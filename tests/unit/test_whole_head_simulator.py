@@ -339,7 +339,7 @@ def test_every_scale_of_phase_says_the_same(vendor):
     angles = rng.uniform(-3.1, 3.1, setting.image.shape)
     image = (5 * np.exp(1j * angles)).astype(np.complex64)
     received = scanner.Received(image, 0.05, 100.0, False, False)
-    per_radian = {"Siemens": storage.SIEMENS_PER_RADIAN, "GE": storage.GE_PER_RADIAN}
+    per_radian = {"Siemens": storage.SIEMENS_HALF_TURN / np.pi, "GE": storage.GE_PER_RADIAN}
     signs, back = set(), np.linalg.inv(setting.affine())
     for seed in range(12):
         stored = storage.store(np.random.default_rng(seed), setting, received)

@@ -12,7 +12,7 @@ from whole_head_simulator.geometry import F
 from whole_head_simulator.scanner import Received
 from whole_head_simulator.settings import VENDORS
 
-SIEMENS_PER_RADIAN, GE_PER_RADIAN = 4096 / np.pi, 1000
+SIEMENS_HALF_TURN, GE_PER_RADIAN = 4096, 1000
 AXES_FLIPPED = ((0.5, (0,)), (0.7, (0, 1)), (1.0, ()))  # cumulative chances of x, x and y, none
 
 
@@ -93,7 +93,8 @@ def flip_affine(affine: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...
 def vendor_phase(phase: np.ndarray, vendor: str) -> np.ndarray:
     """Phase in radians as whole numbers of Siemens or GE, or as radians of Philips."""
     if vendor == "Siemens":
-        return np.clip(np.round(phase / np.pi * 4096), -4096, 4096).astype(np.int16)
+        levels = np.round(phase / np.pi * SIEMENS_HALF_TURN)
+        return np.clip(levels, -SIEMENS_HALF_TURN, SIEMENS_HALF_TURN).astype(np.int16)
     if vendor == "GE":
         return np.clip(np.round(phase * GE_PER_RADIAN), -3142, 3142).astype(np.int16)
     return phase.astype(F)

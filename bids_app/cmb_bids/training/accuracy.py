@@ -40,10 +40,8 @@ def write_page(models: Path, output: Path, picture: str = "failures.png") -> Non
     )
     metrics = read_json(models / f"{failures['model']}.json")
     elsewhere = models / outside.FILE_NAME
-    content = page(metrics, comparison, failures, picture)
-    if elsewhere.is_file():
-        content += "\n" + "\n\n".join(outside.section(read_json(elsewhere))) + "\n"
-    write_text(output, content)
+    found = read_json(elsewhere) if elsewhere.is_file() else None
+    write_text(output, page(metrics, comparison, failures, picture, found))
 
 
 def page(
@@ -51,6 +49,7 @@ def page(
     comparison: Mapping[str, Any],
     failures: Mapping[str, Any],
     picture: str,
+    elsewhere: Mapping[str, Any] | None = None,
 ) -> str:
     """The page (Markdown)."""
     parts = [
@@ -69,6 +68,7 @@ def page(
         calcification(comparison),
         "## What still fails",
         what_fails(failures, picture),
+        *(outside.section(elsewhere) if elsewhere else []),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -223,9 +223,15 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
     )
 
 
+def last_measured(training: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The ``command`` behind a network's figures and its ``commit``, which has the network."""
+    measured: Mapping[str, Any] = training.get("measured_again", training)
+    return measured
+
+
 def measured_by(training: Mapping[str, Any]) -> str:
     """The command behind a network's figures."""
-    return str(training.get("measured_again", training)["command"])
+    return str(last_measured(training)["command"])
 
 
 def _usual_burden(calibration: Mapping[str, Any]) -> str:

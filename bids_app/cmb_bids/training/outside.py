@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cmb_bids.errors import BadData
-from cmb_bids.training.card import interval, shown, table
+from cmb_bids.training.card import interval, last_measured, shown, table
 from cmb_bids.volumes import read_json, read_table, write_json
 
 FILE_NAME = "outside.json"
@@ -74,15 +74,10 @@ def collect(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
             group[row["metric"]] = values
     return {
         "command": command,
-        "commit": _shipped_in(metrics["training"]),
+        "commit": last_measured(metrics["training"])["commit"],
         "without_result": int(scans["status"].isin(NO_RESULT).sum()),
         "by": by,
     }
-
-
-def _shipped_in(training: Mapping[str, Any]) -> str:
-    """The commit whose network it is: that of its training does not have its weights yet."""
-    return str(training.get("measured_again", training)["commit"])
 
 
 def _number(value: Any) -> float | None:
