@@ -52,9 +52,10 @@ BRAIN_MARGIN_MM = 15.0
 QUICK_SHRINK = (4,)
 AFFINE_SHRINK = (4, 2)
 HISTOGRAM_BINS = 32
-# Nats of mutual information for each unit of the sum of squared logarithms of an affine's scales: a
-# head a tenth larger in all directions loses .03, as much as starts commonly differ by.
-SCALE_PENALTY = 1.0
+# Nats of mutual information for the cube of how far an affine's scales are from one: heads a tenth
+# larger in all directions are common and lose .01, less than starts commonly differ by; a template
+# squeezed into the upper half of a head loses .4.
+SCALE_PENALTY = 2.0
 # Dice of a given mask and the carried one below which the carried regions are not believed.
 MINIMUM_AGREEMENT = 0.8
 
@@ -497,7 +498,8 @@ def _best_start(
     The outlines of the heads would not do to choose by: a field of view that ends at the skull
     base is filled as well by a head that is tilted and too large. Nor does what the images tell by
     itself: a template squeezed into the upper half of a head may tell more than one that is turned
-    a little. Heads differ little in size and shape, so that scales count against a start.
+    a little. Heads differ little in size and shape, so that scales count against a start: hardly
+    where they are those of a large head, or a smaller one that is tilted would be preferred.
     """
     near = ndimage.binary_dilation(head, iterations=2)
     scan = ndimage.gaussian_filter(fixed.numpy(), 1)[near]
@@ -512,16 +514,16 @@ def _best_start(
             template, chain[:3, :3], chain[:3, 3], output_shape=near.shape, order=1
         )
         told = _mutual_information(scan, ndimage.gaussian_filter(carried, 1)[near])
-        told -= SCALE_PENALTY * _squared_scales(matrix)
+        told -= SCALE_PENALTY * _distance_of_scales(matrix) ** 3
         if told > most:
             best, most = file, told
     return best
 
 
-def _squared_scales(matrix: np.ndarray) -> float:
-    """Sum of the squared logarithms of an affine's three scales; 0 where it only turns."""
+def _distance_of_scales(matrix: np.ndarray) -> float:
+    """Length of the logarithms of an affine's three scales; 0 where it only turns."""
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    return float((np.log(np.maximum(scales, 1e-6)) ** 2).sum())
+    return float(np.linalg.norm(np.log(np.maximum(scales, 1e-6))))
 
 
 def _mutual_information(first: np.ndarray, second: np.ndarray) -> float:

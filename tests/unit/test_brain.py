@@ -286,19 +286,37 @@ def test_mutual_information_of_a_permuted_image_is_small():
 
 def test_scales_of_an_affine_do_not_hang_on_its_turn():
     turn = brain._start((20, -30), np.zeros(3), np.ones(3))
-    assert brain._squared_scales(turn) == pytest.approx(0, abs=1e-9)
+    assert brain._distance_of_scales(turn) == pytest.approx(0, abs=1e-6)
     stretch = np.diag([1.1, 1 / 1.2, 1.0, 1.0])
-    wanted = np.log(1.1) ** 2 + np.log(1.2) ** 2
-    assert brain._squared_scales(turn @ stretch) == pytest.approx(wanted)
+    wanted = np.hypot(np.log(1.1), np.log(1.2))
+    assert brain._distance_of_scales(turn @ stretch) == pytest.approx(wanted)
 
 
-def test_a_squeezed_template_is_no_start_though_it_tells_a_little_more(tmp_path, monkeypatch):
-    # As on a scan of another simulator: .40 against .35, in the upper half of the head.
-    scales = iter([1.0, 1.4, 1.05, 1.0, 1.0])
-    told = iter([0.32, 0.40, 0.35, 0.30, 0.30])
+LARGE_HEAD = (0.90, 0.87, 0.77)
+
+
+@pytest.mark.parametrize(
+    ("scales", "told", "wanted"),
+    [
+        # As on a scan of another simulator: .40 against .35, in the upper half of the head.
+        ((1.0, (1.4,) * 3, 1.05, 1.0, 1.0), (0.32, 0.40, 0.35, 0.30, 0.30), (1.05,) * 3),
+        # As on a large head of another: a smaller one, nodded, had its cerebellum in the cerebrum.
+        (
+            (LARGE_HEAD, (0.91, 0.88, 0.75), (1.0, 0.93, 0.87), (0.98, 0.82, 0.73), 0.7),
+            (0.366, 0.359, 0.298, 0.282, 0.30),
+            LARGE_HEAD,
+        ),
+    ],
+    ids=["squeezed", "large head"],
+)
+def test_scales_count_where_they_are_not_those_of_heads(
+    tmp_path, monkeypatch, scales, told, wanted
+):
+    scales, told = iter(scales), iter(told)
 
     def quick(fixed, moving, begin, prefix, seed, shrink):
-        stretch = np.diag([*([next(scales)] * 3), 1.0])
+        stretch = np.eye(4)
+        stretch[:3, :3] = np.diag(np.broadcast_to(next(scales), 3))
         return brain._write_affine(stretch, np.zeros(3), f"{prefix}.mat")
 
     monkeypatch.setattr(brain, "_affine", quick)
@@ -309,7 +327,7 @@ def test_a_squeezed_template_is_no_start_though_it_tells_a_little_more(tmp_path,
     file = brain._best_start(
         image, image, np.eye(4), head, np.eye(4), centres, str(tmp_path), seed=1
     )
-    assert brain._squared_scales(brain._read_affine(file)) == pytest.approx(0.00714, rel=1e-3)
+    np.testing.assert_allclose(np.diag(brain._read_affine(file))[:3], wanted, rtol=1e-4)
 
 
 def test_start_is_right_where_the_field_of_view_ends_at_the_skull_base(tmp_path):
