@@ -112,7 +112,10 @@ def measure_quality(
 
 # ---------------------------------------------------------------- mask
 
-LOWEST_SHARE = 20.0  # per cent of the mask by height: below it necks and faces look like brain
+# Necks and faces look like brain. They are below the lowest fifth of the mask by height, and, where
+# the mask has lost the cerebellum, further than this below its top.
+LOWEST_SHARE = 20.0  # per cent
+BRAIN_HEIGHT_MM = 110.0
 
 
 def brain_left_out(magnitude: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> float | None:
@@ -121,7 +124,7 @@ def brain_left_out(magnitude: np.ndarray, brain: np.ndarray, affine: np.ndarray)
     A registration that settles with the head tilted loses the frontal base or the cerebellum and
     keeps a plausible volume. What looks like brain is found without registration: bright tissue
     that the dark skull parts from the scalp (`cmb_bids.head.core_of_head`), above the lowest
-    fifth of the mask.
+    fifth of the mask or within `BRAIN_HEIGHT_MM` of its top.
 
     Parameters
     ----------
@@ -145,7 +148,10 @@ def brain_left_out(magnitude: np.ndarray, brain: np.ndarray, affine: np.ndarray)
     slope = np.asarray(affine, dtype=float)[2, :3] * steps
     along = [np.arange(n) * s for n, s in zip(core.shape, slope, strict=True)]
     height = along[0][:, None, None] + along[1][:, None] + along[2]
-    seen = core & (height >= np.percentile(height[masked], LOWEST_SHARE))
+    lowest = min(
+        np.percentile(height[masked], LOWEST_SHARE), height[masked].max() - BRAIN_HEIGHT_MM
+    )
+    seen = core & (height >= lowest)
     return float((seen & ~masked).sum() / seen.sum()) if seen.any() else None
 
 

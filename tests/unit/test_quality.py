@@ -256,6 +256,17 @@ def test_a_mask_that_lost_the_front_is_noticed():
     assert find_reasons({"brain_left_out_share": whole}) == []
 
 
+def test_a_mask_that_lost_the_cerebellum_is_noticed():
+    image, brain = head()
+    tall = AFFINE @ np.diag([1, 1, 130 / SHAPE[2] / SIZES[2], 1])
+    cut = brain.copy()
+    cut[:, :, : SHAPE[2] // 3] = False  # the lowest 39 mm; what is lost lies below all of the mask
+    whole, lost = (brain_left_out(np.abs(image).astype(np.float32), m, tall) for m in (brain, cut))
+    assert whole < 0.02
+    assert lost == pytest.approx(1 - 91 / 110, abs=0.04)
+    assert find_reasons({"brain_left_out_share": lost})
+
+
 def test_no_mask_no_share():
     image, brain = head()
     assert brain_left_out(np.abs(image).astype(np.float32), ~brain & brain, AFFINE) is None
