@@ -25,6 +25,7 @@ SEED_RADIUS_MM = (1.5, 3.0)  # the darkest voxel is sought this near the candida
 TISSUE_SHELLS_MM = ((2.0, 4.0), (3.0, 5.0), (4.0, 7.0), (6.0, 10.0))  # from the darkest voxel
 TISSUE_CONTRAST = 0.45  # of the contrast to the wider surroundings, at least
 TISSUE_NOISE = 8.0  # standard deviations that the mean of a lesion is away from it, at least
+SOLID_FILL = 0.7  # a lesion that is too large by itself fills this share of a ball in its middle
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ def _box_round(
     offsets = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     distance = np.linalg.norm((offsets - point) @ np.asarray(affine, float)[:3, :3].T, axis=-1)
     return first, slices, distance
+
+
+def _offsets_from(voxel: tuple[int, ...], affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Where each voxel of a box (a, b, c, 3) lies from one of them, mm."""
+    steps = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1) - voxel
+    return steps @ np.asarray(affine, dtype=float)[:3, :3].T
 
 
 def _cut_tails(inside: np.ndarray, distance: np.ndarray, thickness: float) -> np.ndarray:
@@ -243,8 +250,7 @@ def draw_blob(
     seed = tuple(int(v) for v in np.unravel_index(darkest, values.shape))
     if background <= 0 or values[seed] >= background:
         return None
-    steps = np.stack(np.meshgrid(*[np.arange(n) for n in values.shape], indexing="ij"), -1) - seed
-    offsets = steps @ np.asarray(affine, dtype=float)[:3, :3].T
+    offsets = _offsets_from(seed, affine, values.shape)
     from_seed = np.linalg.norm(offsets, axis=-1)
     background = _tissue_around(
         values, usable, from_seed, seed, background, radius_mm, config.depth_fraction
@@ -257,6 +263,41 @@ def draw_blob(
     inside &= usable | deep
     first, second, third = (int(v) for v in np.add(seed, origin))
     return Blob(origin, inside, depth, (first, second, third))
+
+
+def without_what_it_touches(blob: Blob, affine: np.ndarray, largest_mm: float) -> Blob:
+    """A lesion that was drawn too large, cut from the bone, air or vessel that it ran into.
+
+    Beside the skull a lesion is drawn together with it. What is farther from the lesion's darkest
+    voxel than a lesion reaches is then the other thing, and the border between them lies where a
+    path from one to the other is brightest (watershed), or in the middle of it where no ridge
+    parts them. A lesion that is large by itself fills the
+    ball around that voxel, and stays as it is.
+
+    Parameters
+    ----------
+    blob : Blob
+    affine : (4, 4) array
+        Voxel to scanner mm.
+    largest_mm : float
+        Diameter up to which a lesion is drawn as it is.
+
+    Returns
+    -------
+    Blob
+    """
+    volume = np.count_nonzero(blob.inside) * float(np.prod(voxel_sizes(affine)))
+    if volume <= np.pi / 6 * largest_mm**3:
+        return blob
+    seed = tuple(int(v) for v in np.subtract(blob.seed, blob.origin))
+    near = np.linalg.norm(_offsets_from(seed, affine, blob.inside.shape), axis=-1) <= largest_mm / 2
+    if np.count_nonzero(blob.inside & near) >= SOLID_FILL * np.count_nonzero(near):
+        return blob
+    markers = np.where(blob.inside & ~near, 2, 0)
+    markers[seed] = 1
+    ridges = -np.minimum(blob.depth, ONE_LESION_DEPTH * blob.seed_depth)
+    basins = watershed(ridges, markers, mask=blob.inside)
+    return blob._replace(inside=_connected_to(basins == 1, seed))
 
 
 def is_one_lesion(one: Blob, other: Blob) -> bool:

@@ -23,6 +23,7 @@ from cmb_bids.lesion_drawing import (
     group_blobs,
     paint_lesions,
     point_blob,
+    without_what_it_touches,
 )
 from cmb_bids.lesion_size import measure_labels
 from cmb_bids.moments import NO_PHASE, Phase, judge, measure_moments
@@ -33,13 +34,10 @@ from cmb_bids.volumes import voxel_sizes, world_to_voxel
 MICROBLEED = "microbleed"
 CALCIFICATION = "calcification"
 CALCIFICATION_PROBABILITY = 0.5
-# A second microbleed within 5 mm of a surer one is at least as likely as this. What is doubtful
-# there is the first one's bloom, or iron around it.
-NEIGHBOUR_PROBABILITY = 0.95
+# A second microbleed within 5 mm of a surer one leaves at most this share of the doubt that is left
+# to a definite one. What is doubtful there is the first one's bloom, or iron around it.
+NEIGHBOUR_DOUBT = 0.5
 NEIGHBOUR_DEPTH = 0.75  # and it is at least this share as dark as the surer one
-# A microbleed drawn smaller than one is by definition is definite where at most this share of the
-# doubt that definite allows is left: veins that are barely resolved are rows of such dots.
-SMALL_DOUBT = 0.25
 FARTHEST_CENTROID_MM = 3.0  # from the candidate; beyond, the candidate says where the lesion is
 DEFINITE = "definite"
 POSSIBLE = "possible"
@@ -213,7 +211,7 @@ def segment_lesions(
     )
     brain = np.asarray(mask) > 0
     images = {CALCIFICATION: normalized, MICROBLEED: normalized if swi is None else swi}
-    rows, blobs = _draw_lesions(found, images, brain, affine, mni_affine, config)
+    rows, blobs = _draw_lesions(found, images, brain, affine, mni_affine, config, definite)
     if not blobs:
         return empty_table(), np.zeros(normalized.shape, dtype=np.int16)
     groups = group_blobs(blobs)
@@ -223,8 +221,6 @@ def segment_lesions(
     # `found` is sorted, so the first member of a group is its most probable one.
     table = pd.DataFrame([rows[group[0]] for group in groups])
     table = _complete(table, measure_labels(labels, len(groups), affine))
-    doubtful = _is_small_and_doubtful(table, definite, config)
-    table.loc[doubtful, "certainty"] = POSSIBLE
     points = table[["x", "y", "z"]].to_numpy(dtype=float)
     table[MNI_COLUMNS] = to_mni(points, mni_affine).round(2)
     if regions is None:
@@ -270,6 +266,7 @@ def _draw_lesions(
     affine: np.ndarray,
     mni_affine: Sequence[Sequence[float]] | None,
     config: LesionConfig,
+    definite: float,
 ) -> tuple[list[dict[str, Any]], list[Blob]]:
     """Draw what was called, on the image of its class, without what is no lesion of its own.
 
@@ -283,8 +280,10 @@ def _draw_lesions(
         blob = draw_blob(image, brain, affine, point, float(row["radius_mm"]), config)
         if blob is None:  # not darker than around
             blob = point_blob(point, image.shape)
+        elif row["lesion_class"] == MICROBLEED:
+            blob = without_what_it_touches(blob, affine, config.maximum_diameter_mm)
         is_own = row["lesion_class"] != MICROBLEED or not (
-            _belongs_to_a_surer_one(row, blob, calls)
+            _belongs_to_a_surer_one(row, blob, calls, definite)
             or is_red_nucleus(blob, _position_mm(row), image, brain, affine, mni_affine, config)
         )
         calls.append((row, blob))
@@ -294,7 +293,10 @@ def _draw_lesions(
 
 
 def _belongs_to_a_surer_one(
-    row: Mapping[str, Any], blob: Blob, surer: Sequence[tuple[Mapping[str, Any], Blob]]
+    row: Mapping[str, Any],
+    blob: Blob,
+    surer: Sequence[tuple[Mapping[str, Any], Blob]],
+    definite: float,
 ) -> bool:
     """Whether a microbleed is doubtful, or much fainter, beside one of the ``surer`` calls.
 
@@ -306,7 +308,7 @@ def _belongs_to_a_surer_one(
         other["lesion_class"] == MICROBLEED
         and np.linalg.norm(_position_mm(row) - _position_mm(other)) <= FARTHEST_MM
         and (
-            row["probability"] < NEIGHBOUR_PROBABILITY
+            1 - row["probability"] > NEIGHBOUR_DOUBT * (1 - definite)
             or blob.seed_depth < NEIGHBOUR_DEPTH * drawn.seed_depth
         )
         for other, drawn in surer
@@ -327,17 +329,6 @@ def _is_counted(table: pd.DataFrame, config: LesionConfig) -> np.ndarray:
     """
     large_enough = table["extent_mm"] >= config.minimum_diameter_mm
     return (large_enough & (table["diameter_mm"] <= config.maximum_diameter_mm)).to_numpy()
-
-
-def _is_small_and_doubtful(table: pd.DataFrame, definite: float, config: LesionConfig) -> pd.Series:
-    """Whether microbleeds are too small for how sure they are.
-
-    Here the volume decides and not the extent: what is one voxel wide is as likely a bead of a
-    vein however long the voxel is.
-    """
-    small = table["diameter_mm"] < config.minimum_diameter_mm
-    unsure = 1 - table["probability"] > SMALL_DOUBT * (1 - definite)
-    return (table["lesion_class"] == MICROBLEED) & small & unsure
 
 
 def _complete(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmb_bids.burden_prior import weigh_by_burden
+from cmb_bids.burden_prior import weigh_by_burden, weigh_by_look_alikes
 from cmb_bids.errors import BadData, InputMissing, UsageError
 from cmb_bids.patches import PatchGeometry
 from cmb_bids.volumes import written_whole
@@ -58,14 +58,16 @@ class Calibration:
     ``probability = softmax(logits / temperature + bias + score_weights * score)``, where ``score``
     is the candidate's own (radial symmetry and depth, measured at full resolution and against the
     noise of the whole brain, which a patch does not show). Where ``usual_burden`` is a number, the
-    scan's other microbleeds then weigh in (`cmb_bids.burden_prior`). A candidate is a definite
-    microbleed from ``definite`` on, a possible one from ``possible`` on.
+    scan's other microbleeds then weigh in, and where ``mimics_elsewhere`` is one, the scan's other
+    look-alikes (`cmb_bids.burden_prior`). A candidate is a definite microbleed from ``definite``
+    on, a possible one from ``possible`` on.
     """
 
     temperature: float = 1.0
     bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
     score_weights: tuple[float, float, float] = (0.0, 0.0, 0.0)
     usual_burden: float | None = None
+    mimics_elsewhere: float | None = None
     definite: float = 0.5
     possible: float = 0.25
 
@@ -354,19 +356,23 @@ def calibrate_scan(
     scores: np.ndarray | None = None,
     points_mm: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Probabilities (n, 3) of the candidates of one scan, its burden weighed in.
+    """Probabilities (n, 3) of the candidates of one scan, the rest of it weighed in.
 
     Raises
     ------
     ValueError
-        The calibration uses scores or the burden, and scores or positions are not given.
+        The calibration uses scores or the rest of the scan, and scores or positions are not given.
     """
     probabilities = calibrate(logits, calibration, scores)
-    if calibration.usual_burden is None:
+    if calibration.usual_burden is None and calibration.mimics_elsewhere is None:
         return probabilities
     if points_mm is None:
-        raise ValueError("this network was calibrated with the scan's burden: give positions")
-    return weigh_by_burden(probabilities, points_mm, calibration.usual_burden)
+        raise ValueError("this network was calibrated with the rest of the scan: give positions")
+    if calibration.usual_burden is not None:
+        probabilities = weigh_by_burden(probabilities, points_mm, calibration.usual_burden)
+    if calibration.mimics_elsewhere is not None:
+        probabilities = weigh_by_look_alikes(probabilities, points_mm, calibration.mimics_elsewhere)
+    return probabilities
 
 
 def predict(
@@ -392,7 +398,7 @@ def predict(
     mirrors : sequence of tuple, optional
         Of `predict_logits`: those that the network was calibrated with.
     points_mm : (n, 3) array, optional
-        Where the candidates are; needed by networks whose calibration has a ``usual_burden``.
+        Where the candidates are; needed by networks whose calibration weighs the rest of the scan.
 
     Returns
     -------

@@ -17,6 +17,7 @@ from cmb_bids.resnet import (
     MicrobleedNet,
     ModelDescription,
     calibrate,
+    calibrate_scan,
     load_model,
     predict,
     predict_logits,
@@ -129,6 +130,18 @@ def test_residual_blocks_may_be_wider_than_full_resolution(tmp_path):
     np.testing.assert_array_equal(
         predict_logits(network, patches), predict_logits(again.network, patches)
     )
+
+
+def test_the_rest_of_the_scan_weighs_in_where_the_calibration_says_so():
+    logits, points = np.zeros((3, 3)), np.arange(3)[:, None] * np.array([[40.0, 0, 0]])
+    plain = calibrate_scan(logits, Calibration())
+    elsewhere = Calibration(mimics_elsewhere=4.0)
+    with pytest.raises(ValueError, match="positions"):
+        calibrate_scan(logits, elsewhere)
+    found = calibrate_scan(logits, elsewhere, points_mm=points)
+    odds = found[:, 0] / (1 - found[:, 0])
+    # Two others look like one, each with two chances in three of being none.
+    np.testing.assert_allclose(odds, plain[0, 0] / (1 - plain[0, 0]) / (4 * (1 + 4 / 3)))
 
 
 @pytest.mark.parametrize("channels", [CONTRAST_AND_PHASE, CONTRAST_ONLY])

@@ -31,6 +31,7 @@ from cmb_bids.training.scoring import (
     detection_metrics,
     fit_calibration,
     fit_usual_burden,
+    for_elsewhere,
     froc,
 )
 from cmb_bids.training.shards import load_case, save_case, split_of
@@ -148,12 +149,19 @@ def test_threshold_is_half_the_best_f1_or_where_it_is_best():
 
 
 def test_definite_begins_where_a_false_alarm_weighs_more_than_a_miss():
-    # F of beta .3 of two right calls of three lesions.
+    # F of beta .5 of two right calls of three lesions.
     cases = [scored([0.9, 0.6, 0.55, 0.01], [0, 0, 2, 0])]
-    best = 1.09 * 2 / (1.09 * 2 + 0.09)
-    assert choose_thresholds(cases)[0] == pytest.approx(best / 1.09, abs=1e-3)
+    best = 1.25 * 2 / (1.25 * 2 + 0.25)
+    assert choose_thresholds(cases)[0] == pytest.approx(best / 1.25, abs=1e-3)
     nothing_right = [scored([0.9, 0.6], [2, 2])]
     assert choose_thresholds(nothing_right)[0] == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_for_scans_from_elsewhere_definite_is_what_is_likelier_than_not():
+    at_home = Calibration(0.9, usual_burden=4.0, definite=0.7, possible=0.4)
+    there = for_elsewhere(at_home, 4.5)
+    assert (there.mimics_elsewhere, there.definite, there.possible) == (4.5, 0.5, 0.1)
+    assert (there.temperature, there.usual_burden) == (0.9, 4.0)
 
 
 def test_burden_that_fits_is_found_again():

@@ -106,6 +106,7 @@ def classify_candidates(
         else "magnitude alone: without phase, calcification cannot be told from microbleeds",
         "thresholds": {"definite": calibration.definite, "possible": calibration.possible},
         "usual_burden": calibration.usual_burden,
+        "mimics_elsewhere": calibration.mimics_elsewhere,
         "candidates": len(table),
         "trained_on": "simulated data only",
     }

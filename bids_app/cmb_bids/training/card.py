@@ -219,7 +219,8 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
     return (
         f"- Calibration on held-out cases: temperature {calibration['temperature']:.4g}, "
         f"offsets {_numbers(calibration['bias'])}, weights of the candidate score "
-        f"{_numbers(calibration['score_weights'])}; {_usual_burden(calibration)}."
+        f"{_numbers(calibration['score_weights'])}; {_usual_burden(calibration)}; "
+        f"{_mimics_elsewhere(calibration)}."
     )
 
 
@@ -239,6 +240,13 @@ def _usual_burden(calibration: Mapping[str, Any]) -> str:
     if burden is None:
         return "the scan's burden does not weigh"
     return f"odds unchanged beside {burden:.2g} other microbleeds"
+
+
+def _mimics_elsewhere(calibration: Mapping[str, Any]) -> str:
+    mimics = calibration.get("mimics_elsewhere")
+    if mimics is None:
+        return "nothing changed for scans from elsewhere"
+    return f"mimics taken to be {mimics:.2g} times as common elsewhere, more so beside others"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -58,6 +58,9 @@ class Contender:
         its card. The others are compared on equal terms, without that score.
     wide : bool
         Whether its network has about twice the features.
+    mimics_elsewhere : float or None
+        How many times as common mimics are on scans that the simulator did not make, as
+        `cmb_bids.training.elsewhere` measured it. None: not known, or compared on its own ground.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Contender:
     baselines: tuple[str, ...] = ()
     shipped: bool = False
     wide: bool = False
+    mimics_elsewhere: float | None = None
 
 
 SHIPPED_NETWORKS = (
@@ -77,6 +81,7 @@ SHIPPED_NETWORKS = (
         CONTRAST_AND_PHASE,
         shipped=True,
         wide=True,
+        mimics_elsewhere=4.5,
     ),
     Contender(
         SHIPPED[CONTRAST_ONLY], "shipped, magnitude", "magnitude", CONTRAST_ONLY, shipped=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,12 +20,13 @@ from cmb_bids.training.shards import Case
 FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per case, where the FROC is read
 CALIBRATION_BINS = 10
 GRID = np.round(np.arange(0.02, 0.96, 0.01), 2)  # thresholds that are tried
-# How many times a miss weighs a false alarm where definite and possible begin. On scans of other
-# simulators than that of the validation cases probabilities of .8 to .9 were right one time in six.
-DEFINITE_BETA, POSSIBLE_BETA = 0.3, 1.0
+# How many times a miss weighs a false alarm where definite and possible begin.
+DEFINITE_BETA, POSSIBLE_BETA = 0.5, 1.0
 # Without phase little is sure: at 0.5 a fifth of what is found would not be called any more.
 MAGNITUDE_DEFINITE_BETA = 0.75
 LOWEST_DEFINITE = 1 / 3  # where one miss weighs two false alarms
+# Where probabilities are those of other scans than the validation cases, these cannot tell.
+ELSEWHERE_DEFINITE, ELSEWHERE_POSSIBLE = 0.5, 0.1
 MOST_OF_DEFINITE = 0.75  # possible begins at this share of definite or lower
 # What is known of a simulated lesion; a case without lesions has the columns too.
 LESION_COLUMNS = (
@@ -140,6 +141,26 @@ def fit_calibration(
     return calibration_of(best)
 
 
+def for_elsewhere(calibration: Calibration, mimics_elsewhere: float) -> Calibration:
+    """The calibration with the probabilities that other scanners' scans have.
+
+    Definite is then what is likelier a microbleed than not, possible what is one in ten times.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        Fitted to validation cases.
+    mimics_elsewhere : float
+        How many times as common mimics are there (`cmb_bids.training.elsewhere` measures it).
+    """
+    return replace(
+        calibration,
+        mimics_elsewhere=mimics_elsewhere,
+        definite=ELSEWHERE_DEFINITE,
+        possible=ELSEWHERE_POSSIBLE,
+    )
+
+
 def fit_usual_burden(cases: Sequence[ScoredCase]) -> float:
     """The ``usual_burden`` with which validation cases are likeliest (`cmb_bids.burden_prior`).
 
@@ -195,12 +216,10 @@ def choose_thresholds(
     for calibrated probabilities the threshold that maximises F is F / (1 + beta^2) at its maximum
     (Lipton et al., ECML 2014). `tools/measure_thresholds.py` shows what that buys.
 
-    F1 hardly changes over a wide range around its maximum. Definite begins above that range: other
-    scanners have mimics that the simulator lacks, so that the odds of what is likely but not sure
-    are too high there, and most people have no microbleed, so that a false one changes what is said
-    of them. Possible begins where F1 is highest, about where every second one is right: what is
-    less likely is hardly ever right on other scanners. It is lower than definite by at least a
-    quarter, so that there is room between.
+    F1 hardly changes over a wide range around its maximum. Definite begins above that range: most
+    people have no microbleed, so that a false one changes what is said of them. Possible begins
+    where F1 is highest, about where every second one is right. It is lower than definite by at
+    least a quarter, so that there is room between.
 
     Parameters
     ----------

@@ -61,9 +61,7 @@ from cmb_bids.training.judging import (
     read_scores,
     save_scores,
 )
-from cmb_bids.training.scoring import (
-    evaluate_cases,
-)
+from cmb_bids.training.scoring import evaluate_cases, for_elsewhere
 from cmb_bids.training.shards import (
     PAPER_SPLIT,
     case_path,
@@ -439,8 +437,10 @@ def calibrate_and_score(
         judged = {
             name: [given_strength(one, ranked_by) for one in part] for name, part in judged.items()
         }
-    calibration, cases = calibrated(contender, judged["validation"])
-    cases += [apply(contender, one, calibration) for one in judged["test"]]
+    calibration, _ = calibrated(contender, judged["validation"])
+    if contender.mimics_elsewhere is not None:
+        calibration = for_elsewhere(calibration, contender.mimics_elsewhere)
+    cases = [apply(contender, one, calibration) for split in HELD_OUT for one in judged[split]]
     description = {"calibration": dataclasses.asdict(calibration), "ranked_by": ranked_by}
     save_scores(output, cases, description)
 
