@@ -25,7 +25,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from cmb_bids.head import block_mean, coarse_steps, head_mask
+from cmb_bids.head import block_mean, coarse_steps, core_of_head, head_mask
 from cmb_bids.intensity import clean_magnitude, normalize_magnitude
 from cmb_bids.volumes import voxel_sizes, voxel_to_world, world_to_voxel
 
@@ -52,10 +52,6 @@ BRAIN_MARGIN_MM = 15.0
 QUICK_SHRINK = (4,)
 AFFINE_SHRINK = (4, 2)
 HISTOGRAM_BINS = 32
-# Nats of mutual information for the cube of how far an affine's scales are from one: heads a tenth
-# larger in all directions are common and lose .01, less than starts commonly differ by; a template
-# squeezed into the upper half of a head loses .4.
-SCALE_PENALTY = 2.0
 # Dice of a given mask and the carried one below which the carried regions are not believed.
 MINIMUM_AGREEMENT = 0.8
 
@@ -493,37 +489,40 @@ def _best_start(
     folder: str,
     seed: int,
 ) -> str:
-    """File of the quick affine, of one from each start, under which the images tell most.
+    """File of the quick affine, of one from each start, under which scan and template agree most.
 
-    The outlines of the heads would not do to choose by: a field of view that ends at the skull
-    base is filled as well by a head that is tilted and too large. Nor does what the images tell by
-    itself: a template squeezed into the upper half of a head may tell more than one that is turned
-    a little. Heads differ little in size and shape, so that scales count against a start: hardly
-    where they are those of a large head, or a smaller one that is tilted would be preferred.
+    By mutual information (nats) and the Dice of the template's brain and what looks like brain
+    without any registration. The outlines of the heads would not do to choose by: a field of view
+    that ends at the skull base is filled as well by a head that is tilted and too large. Nor does
+    what the images tell by itself: a template squeezed into the upper half of a head may tell more
+    than one that is turned a little.
     """
     near = ndimage.binary_dilation(head, iterations=2)
     scan = ndimage.gaussian_filter(fixed.numpy(), 1)[near]
-    template = moving.numpy()
+    core, _ = core_of_head(fixed.numpy(), head, voxel_sizes(fixed_affine))
     best, most = "", -math.inf
     for number, rotation in enumerate(STARTS_DEG):
         begin = _write_affine(_start(rotation, *centres), centres[0], f"{folder}/{number}.mat")
         file = _affine(fixed, moving, begin, f"{folder}/quick{number}_", seed, QUICK_SHRINK)
-        matrix = _read_affine(file)
-        chain = np.linalg.inv(moving_affine) @ matrix @ fixed_affine
-        carried = ndimage.affine_transform(
-            template, chain[:3, :3], chain[:3, 3], output_shape=near.shape, order=1
-        )
-        told = _mutual_information(scan, ndimage.gaussian_filter(carried, 1)[near])
-        told -= SCALE_PENALTY * _distance_of_scales(matrix) ** 3
-        if told > most:
-            best, most = file, told
+        to_template = _read_affine(file) @ fixed_affine
+        seen = _carried(moving.numpy(), moving_affine, to_template, near.shape)
+        template = load_template()
+        brain = _carried(template.mask, template.affine, to_template, near.shape) > 0.5
+        agrees = _mutual_information(scan, ndimage.gaussian_filter(seen, 1)[near])
+        agrees += _dice(brain, core)
+        if agrees > most:
+            best, most = file, agrees
     return best
 
 
-def _distance_of_scales(matrix: np.ndarray) -> float:
-    """Length of the logarithms of an affine's three scales; 0 where it only turns."""
-    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    return float(np.linalg.norm(np.log(np.maximum(scales, 1e-6))))
+def _carried(
+    image: np.ndarray, affine: np.ndarray, to_world: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """An image on the grid whose voxels ``to_world`` (4, 4) takes to the image's world."""
+    chain = np.linalg.inv(affine) @ to_world
+    return ndimage.affine_transform(
+        image.astype(np.float32), chain[:3, :3], chain[:3, 3], output_shape=shape, order=1
+    )
 
 
 def _mutual_information(first: np.ndarray, second: np.ndarray) -> float:
