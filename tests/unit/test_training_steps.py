@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
     steps.finish_model(
         NAME, summary, out / "weights" / f"{NAME}.safetensors", scores, metrics, "cmb-lab train"
     )
-    comparison.compare(summary, COMPARED, out, out / "comparison.json")
+    comparison.compare(summary, COMPARED, out, out / "comparison.json", "cmb-lab others")
     failures.draw_failures(NAME, summary, scores, out / "failures.png", out / "failures.json")
     card.write_card(metrics, out / "comparison.json", out / f"{NAME}.md")
     accuracy.write_page(out, out / "accuracy.md")
@@ -110,6 +110,7 @@ def test_card_and_page_say_simulated_and_do_not_compare_with_patients(folder):
     for words in ("simulated", "SWI alone", "FRST alone", "cmb-lab train", "never set them"):
         assert words in said
     page = (folder / "accuracy.md").read_text()
+    assert "`cmb-lab train`; those of the detectors beside it are of `cmb-lab others`." in page
     for words in ("not comparable", "0.709", "What still fails", "failures.png", "simulated"):
         assert words in page
     rows = [line for line in page.splitlines() if line.startswith("|")]

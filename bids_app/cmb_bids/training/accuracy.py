@@ -58,7 +58,7 @@ def page(
         "the method does on the simulator's idea of lesions and mimics. Written by "
         "`python -m cmb_bids.training.accuracy MODELS DOCS` from the metrics that lie beside the "
         "networks; the run that made those is the *Command* of the model card: "
-        f"`{measured_by(metrics['training'])}`.",
+        f"`{measured_by(metrics['training'])}`{_compared_by(metrics, comparison)}.",
         "## Beside the paper",
         beside_the_paper(metrics),
         "## Inputs and older detectors",
@@ -71,6 +71,14 @@ def page(
         *(outside.section(elsewhere) if elsewhere else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _compared_by(metrics: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """The command behind the other detectors' figures, where it is not the network's."""
+    command = comparison["command"]
+    if command == measured_by(metrics["training"]):
+        return ""
+    return f"; those of the detectors beside it are of `{command}`"
 
 
 def beside_the_paper(metrics: Mapping[str, Any]) -> str:

@@ -310,7 +310,7 @@ def compare_scores(
     return entries
 
 
-def compare(summary: Path, names: Sequence[str], folder: Path, output: Path) -> None:
+def compare(summary: Path, names: Sequence[str], folder: Path, output: Path, command: str) -> None:
     """Compare contenders on the test cases.
 
     Parameters
@@ -323,6 +323,8 @@ def compare(summary: Path, names: Sequence[str], folder: Path, output: Path) -> 
         Holds ``scores`` and ``weights``, as the steps before left them.
     output : path
         JSON; the same as a long table in ``*_table.tsv`` beside it.
+    command : str
+        That repeats the run.
     """
     test = [path for path in cases_of(summary) if split_of(path) == "test"]
     read = {
@@ -338,6 +340,7 @@ def compare(summary: Path, names: Sequence[str], folder: Path, output: Path) -> 
     any_cases = next(iter(read.values()))[0]
     content = {
         "simulated": True,
+        "command": command,
         "reference": REFERENCE,
         "cases": len(test),
         "microbleeds": sum(len(case.microbleeds) for case in any_cases),

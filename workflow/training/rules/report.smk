@@ -42,6 +42,7 @@ rule compare:
         step="cmb_bids.training.comparison:compare",
         names=CONTENDERS,
         folder=OUT,
+        command=command_of(config),
     log:
         f"{OUT}/logs/comparison.log",
     threads: 1
