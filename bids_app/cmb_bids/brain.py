@@ -500,13 +500,13 @@ def _best_start(
     near = ndimage.binary_dilation(head, iterations=2)
     scan = ndimage.gaussian_filter(fixed.numpy(), 1)[near]
     core, _ = core_of_head(fixed.numpy(), head, voxel_sizes(fixed_affine))
+    template, visible = load_template(), moving.numpy()
     best, most = "", -math.inf
     for number, rotation in enumerate(STARTS_DEG):
         begin = _write_affine(_start(rotation, *centres), centres[0], f"{folder}/{number}.mat")
         file = _affine(fixed, moving, begin, f"{folder}/quick{number}_", seed, QUICK_SHRINK)
         to_template = _read_affine(file) @ fixed_affine
-        seen = _carried(moving.numpy(), moving_affine, to_template, near.shape)
-        template = load_template()
+        seen = _carried(visible, moving_affine, to_template, near.shape)
         brain = _carried(template.mask, template.affine, to_template, near.shape) > 0.5
         agrees = _mutual_information(scan, ndimage.gaussian_filter(seen, 1)[near])
         agrees += _dice(brain, core)
@@ -516,12 +516,19 @@ def _best_start(
 
 
 def _carried(
-    image: np.ndarray, affine: np.ndarray, to_world: np.ndarray, shape: tuple[int, ...]
+    image: np.ndarray,
+    affine: np.ndarray,
+    to_world: np.ndarray,
+    shape: tuple[int, ...],
+    beyond: float = 0.0,
 ) -> np.ndarray:
-    """An image on the grid whose voxels ``to_world`` (4, 4) takes to the image's world."""
+    """An image on the grid whose voxels ``to_world`` (4, 4) takes to the image's world.
+
+    ``beyond`` is what it holds where the image does not reach.
+    """
     chain = np.linalg.inv(affine) @ to_world
     return ndimage.affine_transform(
-        image.astype(np.float32), chain[:3, :3], chain[:3, 3], output_shape=shape, order=1
+        image.astype(np.float32), chain[:3, :3], chain[:3, 3], shape, order=1, cval=beyond
     )
 
 
@@ -541,10 +548,7 @@ def _head_overlap(
     matrix: np.ndarray,
 ) -> float:
     """Dice of the scanned head and the template's, where both fields of view reach."""
-    chain = np.linalg.inv(template_affine) @ matrix @ affine
-    carried = ndimage.affine_transform(
-        silhouette.astype(np.float32), chain[:3, :3], chain[:3, 3], head.shape, order=1, cval=-1
-    )
+    carried = _carried(silhouette, template_affine, matrix @ affine, head.shape, beyond=-1)
     seen = carried >= 0
     return _dice(head & seen, carried > 0.5)
 

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import watershed
 
+from cmb_bids.lesion_size import equivalent_diameter
 from cmb_bids.volumes import voxel_sizes
 
 # How two detections are told to be one lesion, and where a vessel that touches a lesion is cut.
@@ -271,8 +272,8 @@ def without_what_it_touches(blob: Blob, affine: np.ndarray, largest_mm: float) -
     Beside the skull a lesion is drawn together with it. What is farther from the lesion's darkest
     voxel than a lesion reaches is then the other thing, and the border between them lies where a
     path from one to the other is brightest (watershed), or in the middle of it where no ridge
-    parts them. A lesion that is large by itself fills the
-    ball around that voxel, and stays as it is.
+    parts them. A lesion that is large by itself fills the ball around that voxel, and stays as it
+    is.
 
     Parameters
     ----------
@@ -287,7 +288,7 @@ def without_what_it_touches(blob: Blob, affine: np.ndarray, largest_mm: float) -
     Blob
     """
     volume = np.count_nonzero(blob.inside) * float(np.prod(voxel_sizes(affine)))
-    if volume <= np.pi / 6 * largest_mm**3:
+    if equivalent_diameter(volume) <= largest_mm:
         return blob
     seed = tuple(int(v) for v in np.subtract(blob.seed, blob.origin))
     near = np.linalg.norm(_offsets_from(seed, affine, blob.inside.shape), axis=-1) <= largest_mm / 2

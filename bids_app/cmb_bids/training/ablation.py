@@ -31,7 +31,7 @@ from cmb_bids.training.finetune import read_cases
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.scoring import ScoredCase
 from cmb_bids.training.shards import Case, load_case, split_of
-from cmb_bids.training.trials import NARROW_LEARNER, add_arguments, begin, learn
+from cmb_bids.training.trials import NARROW_LEARNER, add_arguments, add_outside, begin, learn
 from cmb_bids.training.tune import KIND, judged_before
 from cmb_bids.volumes import write_json
 
@@ -275,15 +275,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cases-seed", type=int, default=500, help="they were simulated with (default: 500)"
     )
-    parser.add_argument(
-        "--outside",
-        type=Path,
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("RESULTS", "LABELS"),
-        help="scans of another simulator, processed, and their labels, to judge on too; repeatable",
-    )
+    add_outside(parser)
     parser.add_argument("--families", nargs="+", choices=names, default=names)
     parser.add_argument("--steps", type=int, default=500, help="of each training (default: 500)")
     parser.add_argument("--cases", type=int, default=60, help="to train on each (default: 60)")

@@ -31,6 +31,7 @@ from cmb_bids.training.card import shown, table
 from cmb_bids.training.finetune import read_cases
 from cmb_bids.training.labels import MICROBLEED
 from cmb_bids.training.scoring import ELSEWHERE_POSSIBLE, ScoredCase
+from cmb_bids.training.trials import add_outside
 from cmb_bids.training.tune import judged_before
 from cmb_bids.volumes import write_json
 
@@ -162,15 +163,7 @@ def read_groups(pairs: Sequence[Sequence[Path]]) -> list[Group]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m cmb_bids.training.elsewhere --outside RESULTS LABELS``."""
     parser = argparse.ArgumentParser(prog="cmb_bids.training.elsewhere", description=__doc__)
-    parser.add_argument(
-        "--outside",
-        type=Path,
-        nargs=2,
-        action="append",
-        required=True,
-        metavar=("RESULTS", "LABELS"),
-        help="scans of other simulators, processed, and their labels; repeatable",
-    )
+    add_outside(parser, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="JSON")
     options = parser.parse_args(arguments)

@@ -61,6 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="JSON")
 
 
+def add_outside(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """The option that names processed and labelled scans of other simulators."""
+    parser.add_argument(
+        "--outside",
+        type=Path,
+        nargs=2,
+        action="append",
+        default=[],
+        required=required,
+        metavar=("RESULTS", "LABELS"),
+        help="scans of another simulator, processed, and their labels, to judge on; repeatable",
+    )
+
+
 def begin(options: argparse.Namespace) -> FitConfig:
     """Set up logging and threads; how to train."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
