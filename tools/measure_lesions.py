@@ -8,8 +8,8 @@ as the pipeline does, with the true brain mask. A twin, the same scan without le
 large each lesion looks by itself: what it took away from the image, to half depth, without the
 dark structures it lies in or next to. Lesions are measured at their true places, as drawn from
 their true places, and as found by candidates and network. Prints the diameter's bias, how many
-lesions are large enough to count, the moment's bias, spread, coverage and sign by size, and what
-the sign of the moment would change in the network's calls. All figures are of simulated scans.
+lesions are large enough to count, the moment's bias, spread, coverage and sign by size, and how
+calls and moments agree. All figures are of simulated scans.
 Processed scans are kept in FOLDER.
 """
 
@@ -290,7 +290,7 @@ def describe_counts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_rule(found: pd.DataFrame) -> pd.DataFrame:
-    """The network's calls by what they truly are, and what the moment says of them."""
+    """Calls by what they truly are, and what the moment, which had its say, says of them."""
     expected = found["lesion_class"] == MICROBLEED
     rows = {}
     for deviations in (2, 3):
@@ -349,7 +349,7 @@ def main() -> None:
         hits = hits.assign(size=classes(hits["true_diameter_mm"], CORE_CLASSES))
         show("moments of lesions found by candidates and network",
              describe_moments(hits, "true_moment", ["true_name", "size"]))  # fmt: skip
-        show("the network's calls and the moments", describe_rule(calls))
+        show("calls of network and moments", describe_rule(calls))
 
 
 if __name__ == "__main__":

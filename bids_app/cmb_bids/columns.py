@@ -168,8 +168,8 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     },
     "moment_verdict": {
         "Description": (
-            "Whether the sign of the moment agrees with the network's kind of lesion. For the "
-            "reader: it changes neither class nor count."
+            "Whether the sign of the moment agrees with the kind of lesion. Where it contradicted "
+            "a network that doubted, the kind was changed and agrees."
         ),
         "Levels": {
             "agrees": "Same sign, at least 2 standard deviations from zero",

@@ -26,7 +26,7 @@ from cmb_bids.lesion_drawing import (
     without_what_it_touches,
 )
 from cmb_bids.lesion_size import measure_labels
-from cmb_bids.moments import NO_PHASE, Phase, judge, measure_moments
+from cmb_bids.moments import CONTRADICTS, NO_PHASE, Phase, judge, measure_moments
 from cmb_bids.red_nuclei import is_red_nucleus
 from cmb_bids.same_lesion import FARTHEST_MM, same_place_mm, suppress_neighbours
 from cmb_bids.volumes import voxel_sizes, world_to_voxel
@@ -41,6 +41,10 @@ NEIGHBOUR_DEPTH = 0.75  # and it is at least this share as dark as the surer one
 FARTHEST_CENTROID_MM = 3.0  # from the candidate; beyond, the candidate says where the lesion is
 DEFINITE = "definite"
 POSSIBLE = "possible"
+
+CLASS_COLUMNS = ["p_microbleed", "p_calcification"]
+# How often the sign of a clear moment is right for once that it is wrong (docs/lesions.md).
+SIGNS_PER_WRONG_ONE = 50.0
 
 FALLBACK_THRESHOLDS = {DEFINITE: 0.5, POSSIBLE: 0.2}  # for a model whose report states none
 
@@ -206,28 +210,30 @@ def segment_lesions(
         if image is not None and image.shape != normalized.shape:
             raise ValueError(f"image of shape {image.shape} on a grid of {normalized.shape}")
     definite, possible = decide_thresholds(config, model_thresholds)
-    found = _keep_lesions(
-        candidates, probabilities, definite, possible, same_place_mm(voxel_sizes(affine))
-    )
     brain = np.asarray(mask) > 0
     images = {CALCIFICATION: normalized, MICROBLEED: normalized if swi is None else swi}
-    rows, blobs = _draw_lesions(found, images, brain, affine, mni_affine, config, definite)
-    if not blobs:
-        return empty_table(), np.zeros(normalized.shape, dtype=np.int16)
-    groups = group_blobs(blobs)
-    labels = paint_lesions(
-        [[blobs[k] for k in group] for group in groups], images[MICROBLEED], normalized.shape
-    )
-    # `found` is sorted, so the first member of a group is its most probable one.
-    table = pd.DataFrame([rows[group[0]] for group in groups])
-    table = _complete(table, measure_labels(labels, len(groups), affine))
+
+    def drawn(said: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+        same_place = same_place_mm(voxel_sizes(affine))
+        found = _keep_lesions(candidates, said, definite, possible, same_place)
+        rows, blobs = _draw_lesions(found, images, brain, affine, mni_affine, config, definite)
+        if not rows:
+            return empty_table(), np.zeros(normalized.shape, dtype=np.int16)
+        table, labels = _measured(rows, blobs, images[MICROBLEED], affine)
+        return _add_moments(table, labels, phase, normalized, brain, affine), labels
+
+    table, labels = drawn(probabilities)
+    overruled = overruled_by_moments(table, probabilities)
+    if overruled is not None:
+        table, labels = drawn(overruled)
+    if not len(table):
+        return empty_table(), labels
     points = table[["x", "y", "z"]].to_numpy(dtype=float)
     table[MNI_COLUMNS] = to_mni(points, mni_affine).round(2)
     if regions is None:
         table = table.assign(**dict.fromkeys(REGION_COLUMNS, None))
     else:
         table[REGION_COLUMNS] = label_lesions(points, regions, affine, places)[REGION_COLUMNS]
-    table = _add_moments(table, labels, phase, normalized, brain, affine)
     table["counted"] = _is_counted(table, config) & gate_passed
     return table[["lesion_class", *TABLE_COLUMNS]], labels
 
@@ -244,8 +250,9 @@ def _keep_lesions(
     One within ``same_place`` mm of a more probable one is left out: it is the same lesion, its halo
     in the phase or what it touches, and drawn for itself it would be counted twice.
     """
-    wanted = ["index", "p_microbleed", "p_calcification"]
+    wanted = ["index", *CLASS_COLUMNS]
     found = candidates.merge(probabilities[wanted], on="index", validate="one_to_one")
+    found["candidate"] = found["index"]
     found["lesion_class"], found["certainty"] = decide_classes(found, definite, possible)
     found = found[found["lesion_class"] != ""].copy()
     found["probability"] = found["p_microbleed"].fillna(0.0).astype(float)
@@ -329,6 +336,48 @@ def _is_counted(table: pd.DataFrame, config: LesionConfig) -> np.ndarray:
     """
     large_enough = table["extent_mm"] >= config.minimum_diameter_mm
     return (large_enough & (table["diameter_mm"] <= config.maximum_diameter_mm)).to_numpy()
+
+
+def _measured(
+    rows: Sequence[Mapping[str, Any]], blobs: list[Blob], image: np.ndarray, affine: np.ndarray
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Lesions of drawn calls, the surest first: their rows and their voxels' labels."""
+    groups = group_blobs(blobs)
+    labels = paint_lesions([[blobs[k] for k in group] for group in groups], image, image.shape)
+    # The first member of a group is its most probable one.
+    table = pd.DataFrame([rows[group[0]] for group in groups])
+    return _complete(table, measure_labels(labels, len(groups), affine)), labels
+
+
+def overruled_by_moments(table: pd.DataFrame, probabilities: pd.DataFrame) -> pd.DataFrame | None:
+    """Probabilities with blood and calcium exchanged where the dipole fit overrules the network.
+
+    The sign of a moment that is clear is wrong once in `SIGNS_PER_WRONG_ONE` times, so that it
+    changes the odds of blood against calcium by as much. It overrules a network that doubts, not
+    one that is sure.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Lesions: ``candidate``, ``lesion_class`` and ``moment_verdict``.
+    probabilities : DataFrame
+        ``index``, ``p_microbleed``, ``p_calcification`` of each candidate.
+
+    Returns
+    -------
+    DataFrame or None
+        None where no class changes.
+    """
+    weighed = probabilities.copy()
+    for row in table[table["moment_verdict"] == CONTRADICTS].to_dict("records"):
+        here = weighed["index"] == row["candidate"]
+        said = weighed.loc[here, CLASS_COLUMNS].iloc[0].fillna(0.0).to_numpy(dtype=float)
+        called = 0 if row["lesion_class"] == MICROBLEED else 1
+        now = said.copy()
+        now[1 - called] *= SIGNS_PER_WRONG_ONE
+        if now[1 - called] > now[called]:
+            weighed.loc[here, CLASS_COLUMNS] = now * said.sum() / now.sum()
+    return None if weighed.equals(probabilities) else weighed
 
 
 def _complete(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:

@@ -478,6 +478,40 @@ def test_rows_and_labels_always_agree(seed, count):
     assert (table[["probability", "p_calcification"]].max(axis=1) >= 0.2).all()
 
 
+@pytest.mark.parametrize(
+    ("blood", "calcium", "called", "verdict", "expected"),
+    [
+        (0.3, 0.5, "calcification", "contradicts", (0.8 * 15 / 15.5, 0.8 * 0.5 / 15.5)),
+        (0.6, 0.1, "microbleed", "contradicts", (0.7 * 0.6 / 5.6, 0.7 * 5 / 5.6)),
+        (0.009, 0.5, "calcification", "contradicts", None),  # the network is surer than the sign
+        (0.6, np.nan, "microbleed", "contradicts", None),
+        (0.3, 0.5, "calcification", "unclear", None),
+        (0.3, 0.5, "calcification", None, None),
+    ],
+)
+def test_a_clear_sign_of_the_moment_overrules_a_network_that_doubts(
+    blood, calcium, called, verdict, expected
+):
+    from cmb_bids.lesions import overruled_by_moments
+
+    said = pd.DataFrame(
+        {"index": [4, 7], "p_microbleed": [0.9, blood], "p_calcification": [0.0, calcium]}
+    )
+    table = pd.DataFrame(
+        {
+            "candidate": [7, 4],
+            "lesion_class": [called, "microbleed"],
+            "moment_verdict": [verdict, "agrees"],
+        }
+    )
+    weighed = overruled_by_moments(table, said)
+    if expected is None:
+        assert weighed is None
+        return
+    assert weighed.iloc[0].tolist() == [4, 0.9, 0.0]
+    assert weighed.iloc[1].tolist() == pytest.approx([7, *expected])
+
+
 @pytest.fixture
 def stage(tmp_path):
     """The interface of the stage with every input drawn: one microbleed, one calcification."""
@@ -546,13 +580,20 @@ def test_the_stage_writes_tables_images_and_the_row(stage):
 
 def test_the_stage_fits_moments_to_the_unwrapped_phase(stage, tmp_path):
     from cmb_bids.moments import dipole, radians_per_ppm
-    from cmb_bids.volumes import read_json, read_table, read_volume, write_json, write_volume
+    from cmb_bids.volumes import (
+        read_json,
+        read_table,
+        read_volume,
+        write_json,
+        write_table,
+        write_volume,
+    )
 
     normalized = read_volume(tmp_path / "normalized.nii.gz")
     grid = np.stack(np.meshgrid(*map(np.arange, normalized.data.shape), indexing="ij"), -1)
     middle = FINE[:3, :3] @ ((np.array(normalized.data.shape) - 1) / 2)
     phase = np.zeros(normalized.data.shape)
-    for side, moment in ((-6, 12.0), (6, 9.0)):  # the second is called a calcification
+    for side, moment in ((-6, 12.0), (6, 9.0)):  # the network calls the second a calcification
         offsets = grid @ FINE[:3, :3].T - middle - (side, 0, 0)
         phase += radians_per_ppm(3.0, 0.02) * moment * dipole(offsets)
     write_volume(tmp_path / "unwrapped.nii.gz", phase, FINE)
@@ -561,13 +602,23 @@ def test_the_stage_fits_moments_to_the_unwrapped_phase(stage, tmp_path):
     write_json(tmp_path / "at3T.json", read_json(tmp_path / "scan.json") | {"field_strength_t": 3})
     unwrapped = str(tmp_path / "unwrapped.nii.gz")
     out = stage(unwrapped=unwrapped, scan=str(tmp_path / "at3T.json"))
+    bleeds = read_table(out / "microbleeds.tsv")  # .1 against .8, and 50 for the sign: blood
+    assert not len(read_table(out / "calcifications.tsv"))
+    assert bleeds["moment_ppm_mm3"].tolist() == pytest.approx([12.0, 9.0], rel=0.3)
+    assert bleeds["moment_verdict"].tolist() == ["agrees", "agrees"]
+    assert bleeds["probability"].tolist() == pytest.approx([0.9, 0.9 * 5 / 5.8], abs=1e-4)
+    said = read_table(tmp_path / "probabilities.tsv")
+    said.loc[1, ["p_microbleed", "p_calcification"]] = 0.001, 0.99  # a network that is sure
+    write_table(tmp_path / "sure.tsv", said)
+    at3t = {"unwrapped": unwrapped, "scan": str(tmp_path / "at3T.json")}
+    out = stage(**at3t, probabilities=str(tmp_path / "sure.tsv"))
     bleed, calcification = (
         read_table(out / f"{kind}.tsv").iloc[0] for kind in ("microbleeds", "calcifications")
     )
-    assert bleed["moment_ppm_mm3"] == pytest.approx(12.0, rel=0.3)
     assert calcification["moment_ppm_mm3"] == pytest.approx(9.0, rel=0.3)
     assert bleed["moment_verdict"] == "agrees"
     assert calcification["moment_verdict"] == "contradicts"
+    assert calcification["p_calcification"] == 0.99
     out = stage(unwrapped=unwrapped)  # of unknown field strength
     assert read_table(out / "microbleeds.tsv")["moment_status"].tolist() == ["no_field_strength"]
     out = stage()
