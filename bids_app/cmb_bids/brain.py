@@ -66,6 +66,9 @@ class BrainConfig:
         Voxel size at which bias field and registration are estimated.
     minimum_volume_ml, maximum_volume_ml : float
         Range of a brain volume that needs no second look.
+    small_head_volume_ml : float
+        A smaller mask is believed down to this volume, with a warning: some heads are small, and a
+        mask that has lost a part of the brain says so (``brain_left_out_share``).
     large_head_volume_ml, large_head_overlap : float
         A larger mask is believed up to this volume, with a warning, where the heads overlap by this
         Dice or more: some people's heads are large, and a mask that ran into the scalp is larger.
@@ -78,6 +81,7 @@ class BrainConfig:
     working_resolution_mm: float = 3.0
     minimum_volume_ml: float = 1000.0
     maximum_volume_ml: float = 1900.0
+    small_head_volume_ml: float = 900.0
     large_head_volume_ml: float = 2200.0
     large_head_overlap: float = 0.9
     minimum_coverage: float = 0.8
@@ -665,13 +669,19 @@ def field_of_view_problem(
     """Why this field of view cannot hold a brain, in words; None if it can."""
     extent = np.asarray(shape) * voxel_sizes(affine)
     volume = float(np.prod(extent) / 1000)
-    if volume < config.minimum_volume_ml or extent.min() < MINIMUM_EXTENT_MM:
+    least = _least_volume_ml(config)
+    if volume < least or extent.min() < MINIMUM_EXTENT_MM:
         size = " x ".join(f"{e:.0f}" for e in extent)
         return (
             f"the field of view ({size} mm, {volume:.0f} ml) cannot hold a whole brain "
-            f"(at least {config.minimum_volume_ml:.0f} ml)"
+            f"(at least {least:.0f} ml)"
         )
     return None
+
+
+def _least_volume_ml(config: BrainConfig) -> float:
+    """Of a mask that can pass."""
+    return min(config.minimum_volume_ml, config.small_head_volume_ml)
 
 
 def gate(
@@ -686,10 +696,9 @@ def gate(
         See `Registration`; None where there was no registration.
     """
     reasons = []
-    if volume_ml < config.minimum_volume_ml:
-        reasons.append(
-            f"brain mask volume {volume_ml:.0f} ml is below {config.minimum_volume_ml:.0f} ml"
-        )
+    least = _least_volume_ml(config)
+    if volume_ml < least:
+        reasons.append(_below(volume_ml, least))
     largest = config.maximum_volume_ml
     if overlap is None or overlap >= config.large_head_overlap:
         largest = max(largest, config.large_head_volume_ml)
@@ -715,7 +724,16 @@ def doubt(volume_ml: float, config: BrainConfig) -> str | None:
             f"{_above(volume_ml, config.maximum_volume_ml)}: a large head, or a mask with more "
             "than brain in it"
         )
+    if volume_ml < config.minimum_volume_ml:
+        return (
+            f"{_below(volume_ml, config.minimum_volume_ml)}: a small head, or a mask that has "
+            "lost a part of the brain"
+        )
     return None
+
+
+def _below(volume_ml: float, limit_ml: float) -> str:
+    return f"brain mask volume {volume_ml:.0f} ml is below {limit_ml:.0f} ml"
 
 
 def _above(volume_ml: float, limit_ml: float) -> str:

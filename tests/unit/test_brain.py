@@ -219,7 +219,8 @@ def test_empty_or_misshapen_given_mask_is_refused():
     [
         (1400, 1.0, 0.95, None),
         (1000, 0.8, 0.75, None),
-        (999, 1.0, 0.95, "below 1000 ml"),
+        (899, 1.0, 0.95, "below 900 ml"),
+        (901, 1.0, 0.95, None),
         (1901, 1.0, 0.89, "above 1900 ml"),
         (1901, 1.0, 0.9, None),
         (2200, None, None, None),
@@ -237,6 +238,11 @@ def test_gate(volume, coverage, overlap, words):
 def test_a_large_head_is_counted_with_a_warning():
     assert brain.doubt(1900, CONFIG) is None
     assert "1950 ml is above 1900 ml" in (brain.doubt(1950, CONFIG) or "")
+
+
+def test_a_small_head_is_counted_with_a_warning():
+    assert brain.doubt(1000, CONFIG) is None
+    assert "950 ml is below 1000 ml" in (brain.doubt(950, CONFIG) or "")
 
 
 def test_refinement_trims_the_rim_and_keeps_dark_spots():
