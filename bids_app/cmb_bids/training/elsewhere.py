@@ -23,7 +23,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from cmb_bids.burden_prior import weigh_by_look_alikes
-from cmb_bids.errors import BadData, CmbError
+from cmb_bids.errors import BadData
 from cmb_bids.evaluate.calibration import expected_calibration_error
 from cmb_bids.evaluate.cohort import read_cohort
 from cmb_bids.resnet import CONTRAST_AND_PHASE, load_model
@@ -31,9 +31,8 @@ from cmb_bids.training.card import shown, table
 from cmb_bids.training.finetune import read_cases
 from cmb_bids.training.labels import MICROBLEED
 from cmb_bids.training.scoring import ELSEWHERE_POSSIBLE, ScoredCase
-from cmb_bids.training.trials import add_outside
+from cmb_bids.training.trials import add_outside, run_trial
 from cmb_bids.training.tune import judged_before
-from cmb_bids.volumes import write_json
 
 ONE_GROUP = "all"
 BOUNDS = (0.05, 500.0)  # between which the number is sought
@@ -169,15 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    try:
-        result = measure(read_groups(options.outside))
-    except CmbError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    if options.output is not None:
-        write_json(options.output, result)
-    print(described(result))
-    return 0
+    return run_trial(lambda: measure(read_groups(options.outside)), described, options.output)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmb_bids.errors import BadData, CmbError
+from cmb_bids.errors import BadData
 from cmb_bids.resnet import AS_IT_IS
 from cmb_bids.training.card import METRIC_NAMES, interval, shown, table
 from cmb_bids.training.comparison import before_and_after
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.trials import add_arguments, begin, learn
+from cmb_bids.training.trials import add_arguments, begin, learn, run_trial
 from cmb_bids.training.tune import KIND, judged_before
-from cmb_bids.volumes import write_json
 
 log = logging.getLogger(__name__)
 
@@ -110,15 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     options = parser.parse_args(arguments)
     config = begin(options)
-    try:
-        results = grow(sorted(options.shards.glob("case-*.npz")), options.counts, config)
-    except CmbError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    if options.output is not None:
-        write_json(options.output, {"simulated": True, "counts": results})
-    print(described(results))
-    return 0
+    paths = sorted(options.shards.glob("case-*.npz"))
+    return run_trial(
+        lambda: {"simulated": True, "counts": grow(paths, options.counts, config)},
+        lambda result: described(result["counts"]),
+        options.output,
+    )
 
 
 if __name__ == "__main__":

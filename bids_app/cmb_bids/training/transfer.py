@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cmb_bids.errors import BadData, CmbError
+from cmb_bids.errors import BadData
 from cmb_bids.training.card import gain_table
 from cmb_bids.training.comparison import before_and_after
 from cmb_bids.training.fit import FitConfig
 from cmb_bids.training.shards import load_case, split_of
-from cmb_bids.training.trials import add_arguments, begin, learn
+from cmb_bids.training.trials import add_arguments, begin, learn, run_trial
 from cmb_bids.training.tune import KIND, judged_before, tune
-from cmb_bids.volumes import write_json
 
 log = logging.getLogger(__name__)
 
@@ -114,22 +113,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     config = begin(options)
     tuning = dataclasses.replace(config, steps=options.tuning_steps)
-    try:
-        result = transfer(
+    return run_trial(
+        lambda: transfer(
             sorted(options.shards.glob("case-*.npz")),
             options.protocol,
             config,
             tuning,
             options.tuning_cases,
             options.most_judged,
-        )
-    except CmbError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    if options.output is not None:
-        write_json(options.output, result)
-    print(described(result))
-    return 0
+        ),
+        described,
+        options.output,
+    )
 
 
 if __name__ == "__main__":

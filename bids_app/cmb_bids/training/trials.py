@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from cmb_bids.errors import CmbError
 from cmb_bids.resnet import MIRRORED_AXES, MicrobleedNet
 from cmb_bids.training.contenders import CONTENDERS, Contender, new_network
 from cmb_bids.training.fit import FitConfig, Patches, fit
 from cmb_bids.training.judging import calibrated, judge
 from cmb_bids.training.steps import load_training
+from cmb_bids.volumes import write_json
 
 # Trained and calibrated as the shipped two-channel network is.
 LEARNER = CONTENDERS["microbleed-two-channel"]
@@ -85,3 +89,20 @@ def begin(options: argparse.Namespace) -> FitConfig:
         device=options.device,
         precision=options.precision,
     )
+
+
+def run_trial(
+    trial: Callable[[], dict[str, Any]],
+    described: Callable[[dict[str, Any]], str],
+    output: Path | None,
+) -> int:
+    """Run a trial, write its result where it is wanted, print it; returns the exit code."""
+    try:
+        result = trial()
+    except CmbError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if output is not None:
+        write_json(output, result)
+    print(described(result))
+    return 0
