@@ -328,12 +328,14 @@ mask raised to the power of {swi.get("power", 4)} (Haacke et al., 2004), and pro
 intensity over {swi.get("minimum_projection_mm", 8.0)} mm. The brain was masked by N4 bias
 correction (Tustison et al., 2010) and registration to a whole-head template with ANTs (Avants et
 al., 2011). Candidates were found with a three-dimensional fast radial symmetry transform (Loy and
-Zelinsky, 2003), and sorted into microbleeds, calcifications and others by a residual network that
-sees the susceptibility-weighted image and the high-pass phase, after the approach of Liu et al.
-(2019); scans without phase were read by a network that sees the magnitude alone. The network was
-trained on simulated images. Lesions of {_diameters(config)} mm were counted, by the regions of MARS
-(Gregoire et al., 2009) and BOMBS (Cordonnier et al., 2009). The workflow runs on Snakemake (Mölder
-et al., 2021) and nipype (Gorgolewski et al., 2011); data follow BIDS (Gorgolewski et al., 2016).
+Zelinsky, 2003), screened by learnt features and a small network, and sorted into microbleeds,
+calcifications and others by a residual network that sees the susceptibility-weighted image and the
+high-pass phase, after the approach of Liu et al. (2019); where it doubted between microbleed and
+calcification, the sign of a magnetic dipole fitted to the phase decided. Scans without phase were
+read by a network that sees the magnitude alone. The networks were trained on simulated images.
+Lesions of {_diameters(config)} mm were counted, by the regions of MARS (Gregoire et al., 2009) and
+BOMBS (Cordonnier et al., 2009). The workflow runs on Snakemake (Mölder et al., 2021) and nipype
+(Gorgolewski et al., 2011); data follow BIDS (Gorgolewski et al., 2016).
 
 ## References
 
