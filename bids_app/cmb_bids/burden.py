@@ -351,6 +351,7 @@ def summarise_scan(
     """
     numbers = count_microbleeds(microbleeds)
     numbers["calcification"] = len(calcifications)
+    numbers["calcification_definite"] = int((calcifications["certainty"] == DEFINITE).sum())
     lesions = pd.concat([microbleeds, calcifications]) if len(calcifications) else microbleeds
     numbers |= estimate_count(chances_of_microbleeds(lesions, candidates))
     status, reason = judge_quality(phase_report, brain_report, quality, limits or QualityConfig())

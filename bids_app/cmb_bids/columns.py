@@ -55,9 +55,9 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     "certainty": {
         "Description": "How sure the network is of the kind of lesion.",
         "Levels": {
-            "definite": "At or above the definite threshold of the model or configuration; "
-            "under the smallest diameter that counts, well above it",
-            "possible": "Below that, at or above the possible threshold",
+            "definite": "At or above the definite threshold of the model or configuration",
+            "possible": "Below that, at or above the possible threshold; of a calcification, that "
+            "its magnetic moment is not clearly other than zero",
         },
     },
     "counted": {
@@ -324,6 +324,12 @@ SCAN_COLUMNS: dict[str, dict[str, Any]] = {
     "p_ge_2": {"Description": "Probability of at least two microbleeds, as p_ge_1."},
     "p_gt_4": {"Description": "Probability of more than four microbleeds, as p_ge_1."},
     "p_gt_10": {"Description": "Probability of more than ten microbleeds, as p_ge_1."},
+    "calcification_definite": {
+        "Description": (
+            "Number of definite calcifications of any size. Where moments can be fitted to the "
+            "phase, those whose moment is clear."
+        )
+    },
     "cmb_not_counted": {
         "Description": (
             "Number of definite and possible microbleeds that are listed but not counted because "

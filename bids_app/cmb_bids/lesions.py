@@ -26,7 +26,7 @@ from cmb_bids.lesion_drawing import (
     without_what_it_touches,
 )
 from cmb_bids.lesion_size import measure_labels
-from cmb_bids.moments import CONTRADICTS, NO_PHASE, Phase, judge, measure_moments
+from cmb_bids.moments import CONTRADICTS, NO_PHASE, UNCLEAR, Phase, judge, measure_moments
 from cmb_bids.red_nuclei import is_red_nucleus
 from cmb_bids.same_lesion import FARTHEST_MM, same_place_mm, suppress_neighbours
 from cmb_bids.volumes import voxel_sizes, world_to_voxel
@@ -112,7 +112,7 @@ def decide_classes(
 
     The likelier of microbleed and calcification: a microbleed when its probability passes a
     threshold, a calcification when it is likelier than everything else together. The thresholds
-    were chosen for microbleeds; nobody counts possible calcifications.
+    were chosen for microbleeds; which calcifications are only possible is told by their moments.
 
     Parameters
     ----------
@@ -228,6 +228,9 @@ def segment_lesions(
         table, labels = drawn(overruled)
     if not len(table):
         return empty_table(), labels
+    # Calcium has a clear moment; what has none is mostly a vein or iron (docs/lesions.md).
+    unclear = (table["lesion_class"] == CALCIFICATION) & (table["moment_verdict"] == UNCLEAR)
+    table.loc[unclear, "certainty"] = POSSIBLE
     points = table[["x", "y", "z"]].to_numpy(dtype=float)
     table[MNI_COLUMNS] = to_mni(points, mni_affine).round(2)
     if regions is None:

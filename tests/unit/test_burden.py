@@ -123,7 +123,7 @@ def test_a_scan_with_a_failed_mask_has_no_counts_and_says_why():
         for n in SCAN_COLUMNS
         if n.startswith(("cmb_", "p_g", "calc", "burden", "pattern", "mars_", "bombs_"))
     ]
-    assert len(numbers) == 15 + 60 + 70
+    assert len(numbers) == 16 + 60 + 70
     assert row["signal_to_noise"] == 21.0
     assert all(row[name] is None for name in numbers)
     assert row["qc_status"] == "fail"

@@ -575,33 +575,56 @@ def test_the_stage_writes_tables_images_and_the_row(stage):
         np.testing.assert_allclose(image.affine, FINE)
     row = read_json(out / "row.json")
     assert (row["cmb_definite"], row["cmb_lobar"], row["calcification"]) == (1, 1, 1)
+    assert row["calcification_definite"] == 1  # without phase nothing speaks against it
     assert (row["pattern"], row["qc_status"]) == ("strictly_lobar", "pass")
 
 
-def test_the_stage_fits_moments_to_the_unwrapped_phase(stage, tmp_path):
+@pytest.fixture
+def with_phase(tmp_path):
+    """Unwrapped phase of 3 T with dipoles of these moments where the stage's lesions are."""
     from cmb_bids.moments import dipole, radians_per_ppm
-    from cmb_bids.volumes import (
-        read_json,
-        read_table,
-        read_volume,
-        write_json,
-        write_table,
-        write_volume,
-    )
+    from cmb_bids.volumes import read_json, read_volume, write_json, write_volume
 
-    normalized = read_volume(tmp_path / "normalized.nii.gz")
-    grid = np.stack(np.meshgrid(*map(np.arange, normalized.data.shape), indexing="ij"), -1)
-    middle = FINE[:3, :3] @ ((np.array(normalized.data.shape) - 1) / 2)
-    phase = np.zeros(normalized.data.shape)
-    for side, moment in ((-6, 12.0), (6, 9.0)):  # the network calls the second a calcification
-        offsets = grid @ FINE[:3, :3].T - middle - (side, 0, 0)
-        phase += radians_per_ppm(3.0, 0.02) * moment * dipole(offsets)
-    write_volume(tmp_path / "unwrapped.nii.gz", phase, FINE)
-    report = {"polarity_sign": 1, "reference_echo_time_s": 0.02, "unwrapping": "romeo"}
-    write_json(tmp_path / "phase_report.json", report)
-    write_json(tmp_path / "at3T.json", read_json(tmp_path / "scan.json") | {"field_strength_t": 3})
-    unwrapped = str(tmp_path / "unwrapped.nii.gz")
-    out = stage(unwrapped=unwrapped, scan=str(tmp_path / "at3T.json"))
+    def write(*moments):
+        shape = read_volume(tmp_path / "normalized.nii.gz").data.shape
+        grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+        middle = FINE[:3, :3] @ ((np.array(shape) - 1) / 2)
+        phase = np.random.default_rng(0).normal(0, 0.02, shape)
+        for side, moment in zip((-6, 6), moments, strict=True):
+            offsets = grid @ FINE[:3, :3].T - middle - (side, 0, 0)
+            phase += radians_per_ppm(3.0, 0.02) * moment * dipole(offsets)
+        write_volume(tmp_path / "unwrapped.nii.gz", phase, FINE)
+        report = {"polarity_sign": 1, "reference_echo_time_s": 0.02, "unwrapping": "romeo"}
+        write_json(tmp_path / "phase_report.json", report)
+        scan = read_json(tmp_path / "scan.json") | {"field_strength_t": 3}
+        write_json(tmp_path / "at3T.json", scan)
+        return {name: str(tmp_path / file) for name, file in
+                (("unwrapped", "unwrapped.nii.gz"), ("scan", "at3T.json"))}  # fmt: skip
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("moment", "certainty", "definite"), [(-6.0, "definite", 1), (0.0, "possible", 0)]
+)
+def test_a_calcification_without_a_clear_moment_is_only_possible(
+    stage, with_phase, moment, certainty, definite
+):
+    from cmb_bids.volumes import read_json, read_table
+
+    out = stage(**with_phase(12.0, moment))
+    table = read_table(out / "calcifications.tsv")
+    assert table["certainty"].tolist() == [certainty]
+    assert table["moment_verdict"].tolist() == ["agrees" if definite else "unclear"]
+    row = read_json(out / "row.json")
+    assert (row["calcification"], row["calcification_definite"]) == (1, definite)
+
+
+def test_the_stage_fits_moments_to_the_unwrapped_phase(stage, with_phase, tmp_path):
+    from cmb_bids.volumes import read_table, write_table
+
+    at3t = with_phase(12.0, 9.0)  # the network calls the second a calcification
+    out = stage(**at3t)
     bleeds = read_table(out / "microbleeds.tsv")  # .1 against .8, and 50 for the sign: blood
     assert not len(read_table(out / "calcifications.tsv"))
     assert bleeds["moment_ppm_mm3"].tolist() == pytest.approx([12.0, 9.0], rel=0.3)
@@ -610,7 +633,6 @@ def test_the_stage_fits_moments_to_the_unwrapped_phase(stage, tmp_path):
     said = read_table(tmp_path / "probabilities.tsv")
     said.loc[1, ["p_microbleed", "p_calcification"]] = 0.001, 0.99  # a network that is sure
     write_table(tmp_path / "sure.tsv", said)
-    at3t = {"unwrapped": unwrapped, "scan": str(tmp_path / "at3T.json")}
     out = stage(**at3t, probabilities=str(tmp_path / "sure.tsv"))
     bleed, calcification = (
         read_table(out / f"{kind}.tsv").iloc[0] for kind in ("microbleeds", "calcifications")
@@ -619,7 +641,7 @@ def test_the_stage_fits_moments_to_the_unwrapped_phase(stage, tmp_path):
     assert bleed["moment_verdict"] == "agrees"
     assert calcification["moment_verdict"] == "contradicts"
     assert calcification["p_calcification"] == 0.99
-    out = stage(unwrapped=unwrapped)  # of unknown field strength
+    out = stage(unwrapped=at3t["unwrapped"])  # of unknown field strength
     assert read_table(out / "microbleeds.tsv")["moment_status"].tolist() == ["no_field_strength"]
     out = stage()
     row = read_table(out / "microbleeds.tsv").iloc[0]
