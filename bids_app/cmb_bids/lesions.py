@@ -111,8 +111,8 @@ def decide_classes(
     """Class and certainty of each candidate.
 
     The likelier of microbleed and calcification: a microbleed when its probability passes a
-    threshold, a calcification when it is likelier than everything else together. The thresholds
-    were chosen for microbleeds; which calcifications are only possible is told by their moments.
+    threshold, a calcification when one of the two is likelier than not; a definite one when it is
+    that by itself. The thresholds were chosen for microbleeds.
 
     Parameters
     ----------
@@ -130,12 +130,15 @@ def decide_classes(
     calcification = probabilities["p_calcification"].to_numpy(dtype=float, na_value=0.0)
     microbleed, calcification = np.nan_to_num(microbleed), np.nan_to_num(calcification)
     is_microbleed = (microbleed >= calcification) & (microbleed >= possible)
-    is_calcification = ~is_microbleed & (calcification >= CALCIFICATION_PROBABILITY)
+    likely = microbleed + calcification >= CALCIFICATION_PROBABILITY
+    is_calcification = ~is_microbleed & likely & (calcification > microbleed)
     lesion_class = np.where(
         is_microbleed, MICROBLEED, np.where(is_calcification, CALCIFICATION, "")
     )
-    sure = is_calcification | (is_microbleed & (microbleed >= definite))
-    certainty = np.where(sure, DEFINITE, np.where(is_microbleed, POSSIBLE, ""))
+    sure = np.where(
+        is_microbleed, microbleed >= definite, calcification >= CALCIFICATION_PROBABILITY
+    )
+    certainty = np.where(lesion_class == "", "", np.where(sure, DEFINITE, POSSIBLE))
     return lesion_class, certainty
 
 

@@ -398,13 +398,14 @@ def test_no_candidates_and_none_probable_give_empty_tables_with_all_columns():
 def test_classes_follow_the_thresholds_and_the_likelier_kind():
     probabilities = pd.DataFrame(
         {
-            "p_microbleed": [0.7, 0.3, 0.1, 0.2, 0.5, 0.3],
-            "p_calcification": [0.1, 0.1, 0.1, 0.75, 0.5, 0.4],
+            "p_microbleed": [0.7, 0.3, 0.1, 0.2, 0.5, 0.3, 0.05],
+            "p_calcification": [0.1, 0.1, 0.1, 0.75, 0.5, 0.4, 0.4],
         }
     )
     kind, certainty = decide_classes(probabilities, 0.5, 0.25)
-    assert kind.tolist() == [MICROBLEED, MICROBLEED, "", CALCIFICATION, MICROBLEED, ""]
-    assert certainty.tolist() == [DEFINITE, POSSIBLE, "", DEFINITE, DEFINITE, ""]
+    calcium, blood = CALCIFICATION, MICROBLEED
+    assert kind.tolist() == [blood, blood, "", calcium, blood, calcium, ""]
+    assert certainty.tolist() == [DEFINITE, POSSIBLE, "", DEFINITE, DEFINITE, POSSIBLE, ""]
 
 
 def test_thresholds_come_from_the_configuration_then_the_model():
