@@ -47,10 +47,11 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     "z": {"Description": "The same, scanner superior.", "Units": "mm"},
     "probability": {
         "Description": "The network's probability that this is a microbleed, from 0 to 1, "
-        "the scan's other microbleeds taken into account."
+        "the scan's other microbleeds and the sign of its magnetic moment taken into account."
     },
     "p_calcification": {
-        "Description": "The network's probability that this is a calcification, from 0 to 1."
+        "Description": "The network's probability that this is a calcification, from 0 to 1, "
+        "the sign of its magnetic moment taken into account."
     },
     "certainty": {
         "Description": "How sure the network is of the kind of lesion.",
@@ -168,8 +169,8 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
     },
     "moment_verdict": {
         "Description": (
-            "Whether the sign of the moment agrees with the kind of lesion. Where it contradicted "
-            "a network that doubted, the kind was changed and agrees."
+            "Whether the sign of the moment agrees with the kind of lesion, on which it had its "
+            "say: a clear one changes the odds of blood against calcium by 50."
         ),
         "Levels": {
             "agrees": "Same sign, at least 2 standard deviations from zero",

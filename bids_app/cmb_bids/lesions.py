@@ -26,7 +26,7 @@ from cmb_bids.lesion_drawing import (
     without_what_it_touches,
 )
 from cmb_bids.lesion_size import measure_labels
-from cmb_bids.moments import CONTRADICTS, NO_PHASE, UNCLEAR, Phase, judge, measure_moments
+from cmb_bids.moments import AGREES, CONTRADICTS, NO_PHASE, UNCLEAR, Phase, judge, measure_moments
 from cmb_bids.red_nuclei import is_red_nucleus
 from cmb_bids.same_lesion import FARTHEST_MM, same_place_mm, suppress_neighbours
 from cmb_bids.volumes import voxel_sizes, world_to_voxel
@@ -45,6 +45,7 @@ POSSIBLE = "possible"
 CLASS_COLUMNS = ["p_microbleed", "p_calcification"]
 # How often the sign of a clear moment is right for once that it is wrong (docs/lesions.md).
 SIGNS_PER_WRONG_ONE = 50.0
+SAME = 0.005  # difference of probabilities for which nothing is drawn again
 
 FALLBACK_THRESHOLDS = {DEFINITE: 0.5, POSSIBLE: 0.2}  # for a model whose report states none
 
@@ -226,9 +227,9 @@ def segment_lesions(
         return _add_moments(table, labels, phase, normalized, brain, affine), labels
 
     table, labels = drawn(probabilities)
-    overruled = overruled_by_moments(table, probabilities)
-    if overruled is not None:
-        table, labels = drawn(overruled)
+    weighed = weigh_by_signs(table, probabilities)
+    if not _say_the_same(weighed, probabilities):
+        table, labels = drawn(weighed)
     if not len(table):
         return empty_table(), labels
     # Calcium has a clear moment; what has none is mostly a vein or iron (docs/lesions.md).
@@ -355,12 +356,12 @@ def _measured(
     return _complete(table, measure_labels(labels, len(groups), affine)), labels
 
 
-def overruled_by_moments(table: pd.DataFrame, probabilities: pd.DataFrame) -> pd.DataFrame | None:
-    """Probabilities with blood and calcium exchanged where the dipole fit overrules the network.
+def weigh_by_signs(table: pd.DataFrame, probabilities: pd.DataFrame) -> pd.DataFrame:
+    """Probabilities in which the signs of the moments have had their say.
 
-    The sign of a moment that is clear is wrong once in `SIGNS_PER_WRONG_ONE` times, so that it
-    changes the odds of blood against calcium by as much. It overrules a network that doubts, not
-    one that is sure.
+    The sign of a moment that is clear is right `SIGNS_PER_WRONG_ONE` times for once that it is
+    wrong, and changes the odds of blood against calcium by as much. So it decides where the network
+    doubts between the two, and hardly matters where that is sure.
 
     Parameters
     ----------
@@ -371,19 +372,26 @@ def overruled_by_moments(table: pd.DataFrame, probabilities: pd.DataFrame) -> pd
 
     Returns
     -------
-    DataFrame or None
-        None where no class changes.
+    DataFrame
+        Like ``probabilities``; the sum of the two stays.
     """
     weighed = probabilities.copy()
-    for row in table[table["moment_verdict"] == CONTRADICTS].to_dict("records"):
+    clear = table[table["moment_verdict"].isin((AGREES, CONTRADICTS))]
+    for row in clear.to_dict("records"):
+        is_blood = (row["lesion_class"] == MICROBLEED) == (row["moment_verdict"] == AGREES)
         here = weighed["index"] == row["candidate"]
         said = weighed.loc[here, CLASS_COLUMNS].iloc[0].fillna(0.0).to_numpy(dtype=float)
-        called = 0 if row["lesion_class"] == MICROBLEED else 1
-        now = said.copy()
-        now[1 - called] *= SIGNS_PER_WRONG_ONE
-        if now[1 - called] > now[called]:
-            weighed.loc[here, CLASS_COLUMNS] = now * said.sum() / now.sum()
-    return None if weighed.equals(probabilities) else weighed
+        now = said * ([SIGNS_PER_WRONG_ONE, 1.0] if is_blood else [1.0, SIGNS_PER_WRONG_ONE])
+        weighed.loc[here, CLASS_COLUMNS] = now * said.sum() / now.sum()
+    return weighed
+
+
+def _say_the_same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether probabilities of the same candidates differ by nothing that a reader would see."""
+    before, after = (
+        frame[CLASS_COLUMNS].to_numpy(dtype=float, na_value=0.0) for frame in (one, other)
+    )
+    return np.allclose(before, after, rtol=0, atol=SAME)
 
 
 def _complete(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
