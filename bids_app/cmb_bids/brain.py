@@ -698,12 +698,12 @@ def gate(
     reasons = []
     least = _least_volume_ml(config)
     if volume_ml < least:
-        reasons.append(_below(volume_ml, least))
+        reasons.append(_not_within(volume_ml, "below", least))
     largest = config.maximum_volume_ml
     if overlap is None or overlap >= config.large_head_overlap:
         largest = max(largest, config.large_head_volume_ml)
     if volume_ml > largest:
-        reasons.append(_above(volume_ml, largest))
+        reasons.append(_not_within(volume_ml, "above", largest))
     if coverage is not None and coverage < config.minimum_coverage:
         reasons.append(
             f"only {coverage:.0%} of the brain is inside the field of view "
@@ -721,23 +721,19 @@ def doubt(volume_ml: float, config: BrainConfig) -> str | None:
     """What to look at in a mask that passed its gate, in words; None if there is nothing."""
     if volume_ml > config.maximum_volume_ml:
         return (
-            f"{_above(volume_ml, config.maximum_volume_ml)}: a large head, or a mask with more "
-            "than brain in it"
+            f"{_not_within(volume_ml, 'above', config.maximum_volume_ml)}: a large head, or a mask "
+            "with more than brain in it"
         )
     if volume_ml < config.minimum_volume_ml:
         return (
-            f"{_below(volume_ml, config.minimum_volume_ml)}: a small head, or a mask that has "
-            "lost a part of the brain"
+            f"{_not_within(volume_ml, 'below', config.minimum_volume_ml)}: a small head, or a mask "
+            "that has lost a part of the brain"
         )
     return None
 
 
-def _below(volume_ml: float, limit_ml: float) -> str:
-    return f"brain mask volume {volume_ml:.0f} ml is below {limit_ml:.0f} ml"
-
-
-def _above(volume_ml: float, limit_ml: float) -> str:
-    return f"brain mask volume {volume_ml:.0f} ml is above {limit_ml:.0f} ml"
+def _not_within(volume_ml: float, side: str, limit_ml: float) -> str:
+    return f"brain mask volume {volume_ml:.0f} ml is {side} {limit_ml:.0f} ml"
 
 
 # ---------------------------------------------------------------- the stage

@@ -58,7 +58,7 @@ LESION_COLUMNS: dict[str, dict[str, Any]] = {
         "Levels": {
             "definite": "At or above the definite threshold of the model or configuration",
             "possible": "Below that, at or above the possible threshold; of a calcification, that "
-            "its magnetic moment is not clearly other than zero",
+            "it is not likelier than not or its magnetic moment not clearly other than zero",
         },
     },
     "counted": {

@@ -45,7 +45,7 @@ POSSIBLE = "possible"
 CLASS_COLUMNS = ["p_microbleed", "p_calcification"]
 # How often the sign of a clear moment is right for once that it is wrong (docs/lesions.md).
 SIGNS_PER_WRONG_ONE = 50.0
-SAME = 0.005  # difference of probabilities for which nothing is drawn again
+LEAST_CHANGE = 0.005  # of a probability, for which lesions are drawn again
 
 FALLBACK_THRESHOLDS = {DEFINITE: 0.5, POSSIBLE: 0.2}  # for a model whose report states none
 
@@ -127,9 +127,7 @@ def decide_classes(
     lesion_class, certainty : (n,) arrays of str
         Both empty strings for a candidate that is neither.
     """
-    microbleed = probabilities["p_microbleed"].to_numpy(dtype=float, na_value=0.0)
-    calcification = probabilities["p_calcification"].to_numpy(dtype=float, na_value=0.0)
-    microbleed, calcification = np.nan_to_num(microbleed), np.nan_to_num(calcification)
+    microbleed, calcification = _blood_and_calcium(probabilities).T
     is_microbleed = (microbleed >= calcification) & (microbleed >= possible)
     likely = microbleed + calcification >= CALCIFICATION_PROBABILITY
     is_calcification = ~is_microbleed & likely & (calcification > microbleed)
@@ -222,13 +220,15 @@ def segment_lesions(
         found = _keep_lesions(candidates, said, definite, possible, same_place)
         rows, blobs = _draw_lesions(found, images, brain, affine, mni_affine, config, definite)
         if not rows:
-            return empty_table(), np.zeros(normalized.shape, dtype=np.int16)
+            nothing = empty_table().assign(candidate=[])
+            return nothing, np.zeros(normalized.shape, dtype=np.int16)
         table, labels = _measured(rows, blobs, images[MICROBLEED], affine)
         return _add_moments(table, labels, phase, normalized, brain, affine), labels
 
     table, labels = drawn(probabilities)
     weighed = weigh_by_signs(table, probabilities)
-    if not _say_the_same(weighed, probabilities):
+    changes = np.abs(_blood_and_calcium(weighed) - _blood_and_calcium(probabilities))
+    if changes.max(initial=0) > LEAST_CHANGE:
         table, labels = drawn(weighed)
     if not len(table):
         return empty_table(), labels
@@ -262,8 +262,7 @@ def _keep_lesions(
     found["candidate"] = found["index"]
     found["lesion_class"], found["certainty"] = decide_classes(found, definite, possible)
     found = found[found["lesion_class"] != ""].copy()
-    found["probability"] = found["p_microbleed"].fillna(0.0).astype(float)
-    found["p_calcification"] = found["p_calcification"].fillna(0.0).astype(float)
+    found[["probability", "p_calcification"]] = _blood_and_calcium(found)
     found["likelier"] = found[["probability", "p_calcification"]].max(axis=1)
     found = found.sort_values(
         ["likelier", "x", "y", "z"], ascending=[False, True, True, True], kind="stable"
@@ -375,23 +374,20 @@ def weigh_by_signs(table: pd.DataFrame, probabilities: pd.DataFrame) -> pd.DataF
     DataFrame
         Like ``probabilities``; the sum of the two stays.
     """
-    weighed = probabilities.copy()
     clear = table[table["moment_verdict"].isin((AGREES, CONTRADICTS))]
-    for row in clear.to_dict("records"):
-        is_blood = (row["lesion_class"] == MICROBLEED) == (row["moment_verdict"] == AGREES)
-        here = weighed["index"] == row["candidate"]
-        said = weighed.loc[here, CLASS_COLUMNS].iloc[0].fillna(0.0).to_numpy(dtype=float)
-        now = said * ([SIGNS_PER_WRONG_ONE, 1.0] if is_blood else [1.0, SIGNS_PER_WRONG_ONE])
-        weighed.loc[here, CLASS_COLUMNS] = now * said.sum() / now.sum()
-    return weighed
+    is_blood = (clear["lesion_class"] == MICROBLEED) == (clear["moment_verdict"] == AGREES)
+    rows = pd.Index(probabilities["index"]).get_indexer(clear["candidate"])
+    chances = _blood_and_calcium(probabilities)
+    said = chances[rows]
+    now = said.copy()
+    now[np.arange(len(rows)), np.where(is_blood, 0, 1)] *= SIGNS_PER_WRONG_ONE
+    chances[rows] = now * (said.sum(axis=1) / now.sum(axis=1))[:, None]
+    return probabilities.assign(**dict(zip(CLASS_COLUMNS, chances.T, strict=True)))
 
 
-def _say_the_same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether probabilities of the same candidates differ by nothing that a reader would see."""
-    before, after = (
-        frame[CLASS_COLUMNS].to_numpy(dtype=float, na_value=0.0) for frame in (one, other)
-    )
-    return np.allclose(before, after, rtol=0, atol=SAME)
+def _blood_and_calcium(probabilities: pd.DataFrame) -> np.ndarray:
+    """Chances (n, 2) of being a microbleed and a calcification; missing ones are zero."""
+    return np.nan_to_num(probabilities[CLASS_COLUMNS].to_numpy(dtype=float, na_value=0.0))
 
 
 def _complete(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:

@@ -597,8 +597,10 @@ def with_phase(tmp_path):
         write_json(tmp_path / "phase_report.json", report)
         scan = read_json(tmp_path / "scan.json") | {"field_strength_t": 3}
         write_json(tmp_path / "at3T.json", scan)
-        return {name: str(tmp_path / file) for name, file in
-                (("unwrapped", "unwrapped.nii.gz"), ("scan", "at3T.json"))}  # fmt: skip
+        return {
+            "unwrapped": str(tmp_path / "unwrapped.nii.gz"),
+            "scan": str(tmp_path / "at3T.json"),
+        }
 
     return write
 

@@ -91,16 +91,18 @@ def as_scans(people: pd.DataFrame, counts: np.ndarray, rng: np.random.Generator)
     lobar = rng.binomial(whole, LOBAR_SHARE)
     deep = whole - lobar
     labels = [f"sub-{number:05d}" for number in range(len(people))]
+    possible = rng.poisson(0.2, len(people)).astype(str)
+    calcifications = rng.poisson(0.5, len(people)).astype(str)
     columns: dict[str, Any] = dict.fromkeys(SCAN_COLUMNS, "n/a")
     columns |= {
         "filename": [f"anat/{label}_desc-cmb_dseg.nii.gz" for label in labels],
         "cmb_definite": whole.astype(str),
-        "cmb_possible": rng.poisson(0.2, len(people)).astype(str),
+        "cmb_possible": possible,
         "cmb_lobar": lobar.astype(str),
         "cmb_deep": deep.astype(str),
         "cmb_infratentorial": "0",
-        "calcification": (calcified := rng.poisson(0.5, len(people)).astype(str)),
-        "calcification_definite": calcified,
+        "calcification": calcifications,
+        "calcification_definite": calcifications,
         "pattern": [name_pattern(a, b, 0) for a, b in zip(lobar, deep, strict=True)],
         "burden_class": [burden_class(count) for count in whole],
         "qc_status": PASS,
